@@ -1,0 +1,193 @@
+"""Distributions as pytrees: the leaves are parameters, the last `event_ndim` axes one event.
+
+Every distribution has `mean`, `sample(key)`, `log_prob(value)`, `sample_and_log_prob(key)` and,
+where it is closed-form, `kl(other)`. Log-densities and divergences are in nats and are summed
+over the event axes, so that they have the batch shape.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, PRNGKeyArray
+
+
+def _sum_event(values: Array, event_ndim: int) -> Array:
+    return values.sum(axis=tuple(range(-event_ndim, 0)))
+
+
+def _align(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
+    """Broadcast over batch axes only: a wrong event shape must never broadcast silently."""
+    event = parameters[0].shape[parameters[0].ndim - event_ndim :]
+    given = value.shape[max(value.ndim - event_ndim, 0) :]
+    if given != event:
+        raise ValueError(f"value must end in the event shape {event}, got shape {value.shape}")
+    return jnp.broadcast_arrays(value, *parameters)
+
+
+def _same_family(p: Any, q: Any) -> None:
+    if type(p) is not type(q):
+        raise TypeError(
+            f"no closed-form KL from {type(p).__name__} to {type(q).__name__}: "
+            "use a bound that needs none, such as jvae.sgvb_a"
+        )
+    if p.event_ndim != q.event_ndim:
+        raise ValueError(f"event_ndim differs: {p.event_ndim} and {q.event_ndim}")
+
+
+@struct.dataclass
+class DiagonalGaussian:
+    """N(loc, diag(scale²)), kept by its log-scale so that tiny and huge scales stay finite.
+
+    Attributes:
+      loc: [*batch, *event] means.
+      log_scale: [*batch, *event] log standard deviations.
+      event_ndim: how many trailing axes make one event.
+    """
+
+    loc: Array
+    log_scale: Array
+    event_ndim: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def scale(self) -> Float[Array, "..."]:
+        """[*batch, *event] standard deviations."""
+        return jnp.exp(self.log_scale)
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """[*batch, *event] expectation."""
+        return self.loc
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """One draw [*batch, *event] by the location-scale reparameterisation z = μ + σ ⊙ ε.
+
+        Kingma & Welling (2014), eq. 4 and 9.
+        """
+        return self.sample_and_log_prob(key)[0]
+
+    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Log-density in nats, [*batch]; batch axes broadcast.
+
+        Raises:
+          ValueError: `value` does not end in the event shape.
+        """
+        value, loc, log_scale = _align(self.event_ndim, value, self.loc, self.log_scale)
+        eps = (value - loc) * jnp.exp(-log_scale)
+        return self._log_prob_of_noise(eps, log_scale)
+
+    def sample_and_log_prob(
+        self, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """A draw [*batch, *event] and its log-density [*batch] in nats.
+
+        The density is taken from the noise itself, not from (z - μ) / σ: exact where σ is so
+        small that z rounds to μ, and with the same gradient.
+        """
+        eps = jax.random.normal(key, self.loc.shape, self.loc.dtype)
+        z = self.loc + self.scale * eps
+        return z, self._log_prob_of_noise(eps, self.log_scale)
+
+    def _log_prob_of_noise(self, eps: Array, log_scale: Array) -> Array:
+        terms = -0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi)
+        return _sum_event(terms, self.event_ndim)
+
+    def kl(self, other: "DiagonalGaussian") -> Float[Array, "..."]:
+        """KL(self ‖ other) in nats, [*batch].
+
+        Kingma & Welling (2014), App. B, for a general diagonal Gaussian `other`.
+
+        Raises:
+          TypeError: `other` is of another family.
+        """
+        return _sum_event(self.kl_per_dim(other), self.event_ndim)
+
+    def kl_per_dim(self, other: "DiagonalGaussian") -> Float[Array, "..."]:
+        """The terms [*batch, *event] whose sum over the event is `kl`, in nats.
+
+        Raises:
+          TypeError: `other` is of another family.
+        """
+        _same_family(self, other)
+        loc, other_loc, log_scale, other_log_scale = _align(
+            self.event_ndim, self.loc, other.loc, self.log_scale, other.log_scale
+        )
+        log_ratio = log_scale - other_log_scale  # of logs: no σ² to overflow or vanish
+        distance = (loc - other_loc) * jnp.exp(-other_log_scale)
+        return 0.5 * (jnp.exp(2 * log_ratio) + jnp.square(distance) - 1) - log_ratio
+
+
+# One exp and one log1p a value, shared with the gradient: twice as fast on CPU as
+# jax.nn.softplus, and the whole cost of a Bernoulli likelihood beside its matrix products.
+@jax.custom_jvp
+def _sigmoid(logits: Array) -> Array:
+    e = jnp.exp(-jnp.abs(logits))
+    return jnp.where(logits >= 0, 1, e) / (1 + e)
+
+
+_sigmoid.defjvps(lambda tangent, s, _: tangent * s * (1 - s))
+
+
+@jax.custom_jvp
+def _softplus(logits: Array) -> Array:
+    return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+_softplus.defjvps(lambda tangent, _, logits: tangent * _sigmoid(logits))
+
+
+@struct.dataclass
+class Bernoulli:
+    """Independent Bernoulli variables by their logits, never by probabilities.
+
+    Attributes:
+      logits: [*batch, *event] log odds.
+      event_ndim: how many trailing axes make one event.
+    """
+
+    logits: Array
+    event_ndim: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def mean(self) -> Float[Array, "..."]:
+        """[*batch, *event] probabilities of 1."""
+        return _sigmoid(self.logits)
+
+    def sample(self, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """One draw [*batch, *event] of zeros and ones, as floats; not reparameterised."""
+        return jax.random.bernoulli(key, self.mean).astype(self.logits.dtype)
+
+    def log_prob(self, value: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Log-probability in nats, [*batch]; batch axes broadcast.
+
+        x log y + (1 - x) log(1 - y) of Kingma & Welling (2014), App. C.1, as x·l - softplus(l):
+        finite, with a finite gradient, for saturated logits l. Values between 0 and 1 give the
+        cross-entropy that "grey" targets train on, which is the density of nothing.
+
+        Raises:
+          ValueError: `value` does not end in the event shape.
+        """
+        value, logits = _align(self.event_ndim, value, self.logits)
+        return _sum_event(value * logits - _softplus(logits), self.event_ndim)
+
+    def sample_and_log_prob(
+        self, key: PRNGKeyArray
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """A draw [*batch, *event] and its log-probability [*batch] in nats."""
+        value = self.sample(key)
+        return value, self.log_prob(value)
+
+    def kl(self, other: "Bernoulli") -> Float[Array, "..."]:
+        """KL(self ‖ other) in nats, [*batch].
+
+        Raises:
+          TypeError: `other` is of another family.
+        """
+        _same_family(self, other)
+        logits, other_logits = _align(self.event_ndim, self.logits, other.logits)
+        # Σ_v p(v) log(p(v)/q(v)), each log-ratio of one sign's softplus: no ∞ - ∞ at saturation.
+        ones = _sigmoid(logits) * (_softplus(-other_logits) - _softplus(-logits))
+        zeros = _sigmoid(-logits) * (_softplus(other_logits) - _softplus(logits))
+        return _sum_event(ones + zeros, self.event_ndim)

@@ -1,0 +1,1 @@
+"""Runnable studies: each has a Config, a run and a main."""
