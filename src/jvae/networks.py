@@ -145,7 +145,7 @@ class MLP(nn.Module):
         )
         kernel_init, bias_init = INITIALISERS[self.initialiser]
         batch = inputs.shape[: inputs.ndim - self.input_ndim]
-        h = inputs.reshape(*batch, -1)
+        h = inputs.reshape(math.prod(batch), -1)  # rows: faster than one axis a batch axis
         for i, size in enumerate(self.hidden):
             layer = nn.Dense(
                 size, name=f"hidden_{i}", kernel_init=kernel_init, bias_init=bias_init
