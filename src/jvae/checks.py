@@ -4,6 +4,7 @@ import operator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def check_key(key: Any) -> None:
@@ -14,7 +15,7 @@ def check_key(key: Any) -> None:
       ValueError: `key` is an array of keys.
     """
     dtype = getattr(key, "dtype", None)
-    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         given = type(key).__name__ if dtype is None else f"an array of {dtype}"
         raise TypeError(f"key must be a typed key, as jax.random.key(seed) makes, got {given}")
     if key.shape != ():

@@ -103,8 +103,9 @@ def _load_mnist(data_dir: Path | None) -> Dataset:
     for part in ("train", "test"):
         images, labels = arrays[part], arrays[f"{part}_labels"]
         if images.shape[1:] != (28, 28):
-            raise DataError(f"{folder / _MNIST_FILES[part]}: images of {images.shape[1:]}, "
-                            "expected (28, 28)")
+            raise DataError(
+                f"{folder / _MNIST_FILES[part]}: images of {images.shape[1:]}, expected (28, 28)"
+            )
         if len(images) != len(labels):
             raise DataError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
     return _dataset("mnist", arrays, source=str(folder))
@@ -159,7 +160,9 @@ def read_idx(path: Path, *, ndim: int) -> np.ndarray:
                 )
             if len(header) < 4 + 4 * ndim:
                 raise DataError(f"{path}: the header ends after {len(header)} bytes")
-            shape = tuple(int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4))
+            shape = tuple(
+                int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)
+            )
             size = int(np.prod(shape, dtype=object))
             content = file.read(size + 1)  # one byte more, never a bomb's worth
     except (OSError, EOFError, zlib.error) as error:

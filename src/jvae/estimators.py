@@ -26,7 +26,7 @@ class LogDensities(NamedTuple):
 
     @property
     def weight(self) -> Float[Array, "*batch"]:
-        """log w = log p(x, z) - log q(z|x), the log importance weight."""
+        """The log importance weight, log w = log p(x, z) - log q(z|x)."""
         return self.px_z + self.pz - self.qz_x
 
 
@@ -147,7 +147,7 @@ def iwae(
 
 
 def log_mean_exp(log_weights: Float[Array, "num *batch"]) -> Float[Array, "*batch"]:
-    """log 1/K Σₖ exp(log wₖ) over the first axis, without overflow."""
+    """The log of the mean weight over the first axis, log 1/K Σₖ wₖ, without overflow."""
     return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])
 
 

@@ -80,22 +80,20 @@ class VAE:
                 f"likelihood must be one of {sorted(networks.FAMILIES)}, jvae.Bernoulli() or "
                 f"jvae.Gaussian(...), got {likelihood!r}"
             )
-        shared = {"activation": activation, "initialiser": initialiser}
+        mlp = functools.partial(networks.MLP, activation=activation, initialiser=initialiser)
         return cls(
             data_shape=data_shape,
-            encoder=networks.MLP(
+            encoder=mlp(
                 input_ndim=len(data_shape),
                 event_shape=(latent_dim,),
                 family=networks.Gaussian(),
                 hidden=hidden,
-                **shared,
             ),
-            decoder=networks.MLP(
+            decoder=mlp(
                 input_ndim=1,
                 event_shape=data_shape,
                 family=likelihood,
                 hidden=hidden[::-1],
-                **shared,
             ),
             prior=priors.StandardNormal(latent_dim),
         )
@@ -208,9 +206,7 @@ def sample(params: Params, key: PRNGKeyArray, num: int) -> Float[Array, "num ...
     return likelihood(params, z).mean
 
 
-def reconstruct(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray
-) -> Float[Array, "..."]:
+def reconstruct(params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
     """The mean of p(x|z) at one draw z ~ q(z|x), [*batch, *data_shape].
 
     Raises:

@@ -147,9 +147,7 @@ class MLP(nn.Module):
         batch = inputs.shape[: inputs.ndim - self.input_ndim]
         h = inputs.reshape(math.prod(batch), -1)  # rows: faster than one axis a batch axis
         for i, size in enumerate(self.hidden):
-            layer = nn.Dense(
-                size, name=f"hidden_{i}", kernel_init=kernel_init, bias_init=bias_init
-            )
+            layer = nn.Dense(size, name=f"hidden_{i}", kernel_init=kernel_init, bias_init=bias_init)
             h = activation(layer(h))
         # All outputs in one matrix product: faster than a small one each.
         k = self.family.outputs_per_entry

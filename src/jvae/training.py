@@ -1,5 +1,6 @@
 """Maximise a bound: a state, a compiled step, a compiled epoch, one loop over epochs."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -121,7 +122,7 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
         value, gradient = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         return state, StepInfo(bound=-value)
 
     return step
@@ -286,6 +287,6 @@ def map_prior(dataset_size: int) -> optax.GradientTransformation:
 
     def generative(params: Params) -> Params:
         mask = {name: name != "encoder" for name in params.weights}
-        return params.replace(weights=mask)
+        return dataclasses.replace(params, weights=mask)
 
     return optax.add_decayed_weights(1 / check_count("dataset_size", dataset_size), generative)

@@ -1,0 +1,379 @@
+"""A training run, whatever its data: settings, progress, checkpoints, results and figures.
+
+An experiment extends `Config` with its data and hands `run` a `Job`.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import rich.console
+import rich.progress
+import rich.table
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+import jvae
+from jvae import checkpoint, plotting, training
+from jvae.estimators import Bound
+from jvae.evaluation import bound_by_example
+from jvae.experiments import run_folder
+from jvae.experiments.interrupt import Interrupt
+
+BOUNDS: dict[str, Bound] = {"elbo": jvae.elbo, "sgvb_a": jvae.sgvb_a, "iwae": jvae.iwae}
+
+# Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
+FREE_ON_RESUME = {"epochs", "out", "resume", "data_dir", "checkpoint_every", "nll_samples"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of the model and its training; the defaults are the paper's MNIST model."""
+
+    latent_dim: int = 20
+    """Size of z; with 2, the run also draws the latent manifold."""
+    hidden: tuple[int, ...] = (500,)
+    """Hidden layers of the encoder, which the decoder has in reverse; none gives affine maps."""
+    activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"] = "tanh"
+    """Nonlinearity of the hidden layers."""
+    initialiser: Literal["paper", "lecun"] = "paper"
+    """paper: every weight and bias from N(0, variance 0.01). lecun: variance 1 / fan-in, zero
+    biases."""
+    bound: Literal["elbo", "sgvb_a", "iwae"] = "elbo"
+    """What training maximises. elbo: SGVB B, with the KL in closed form. sgvb_a: all by Monte
+    Carlo. iwae: the importance-weighted bound."""
+    num_samples: int = 1
+    """Samples of z an example in the bound: the paper's L, or K of iwae."""
+    batch_size: int = 100
+    """Examples a step."""
+    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    """adagrad is the paper's."""
+    learning_rate: float = 1e-3
+    """Step size; the paper's Adagrad takes 0.01, 0.02 or 0.1."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant, or cosine: from LEARNING_RATE to 0 over the run."""
+    clip_norm: float | None = None
+    """Clip the gradient's global norm to this."""
+    map_prior: bool = False
+    """Maximise the paper's MAP criterion: a prior N(0, I) on the decoder's weights."""
+    epochs: int = 100
+    """Passes over the training set."""
+    nll_samples: int = 1000
+    """Importance samples a test image for the final -log p(x); 0 leaves it out."""
+    checkpoint_every: int = 5
+    """Epochs between checkpoints."""
+    seed: int = 0
+    """Of the weights, the order of examples and all noise."""
+    out: Path | None = None
+    """The run's folder; by default runs/DATASET-DATE-TIME."""
+    resume: bool = False
+    """Go on with the run in OUT."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        for name in ("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every"):
+            self._refuse_unless(getattr(self, name) >= 1, name, "at least 1")
+        self._refuse_unless(all(size >= 1 for size in self.hidden), "hidden", "at least 1 each")
+        self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")
+        self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
+        self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
+        self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
+        if self.resume and self.out is None:
+            raise ValueError("--resume needs --out, the folder of the run to go on with")
+
+    def _refuse_unless(self, valid: bool, name: str, expected: str) -> None:
+        if not valid:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} must be {expected}, got {getattr(self, name)}")
+
+    @property
+    def train_metric(self) -> str:
+        """The name of the training bound in `metrics.jsonl`: both SGVB estimators are the ELBO."""
+        return "train_iwae" if self.bound == "iwae" else "train_elbo"
+
+
+class Keys(NamedTuple):
+    """The run's keys, each of one use; all come from the seed."""
+
+    init: PRNGKeyArray
+    train: PRNGKeyArray
+    elbo: PRNGKeyArray
+    nll: PRNGKeyArray
+    figures: PRNGKeyArray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be run.
+
+    Attributes:
+      config: the settings.
+      model: the model.
+      train: [num_train, *data_shape], what `preprocess` takes.
+      test: float [num_test, *data_shape].
+      preprocess: from a batch of `train` and a key to x, or None.
+      protocol: what makes two results comparable, for `config.json` and `result.json`.
+      folder: the run's folder.
+    """
+
+    config: Config
+    model: jvae.VAE
+    train: Shaped[Array, "num_train ..."]
+    test: Float[Array, "num_test ..."]
+    preprocess: training.Preprocess | None
+    protocol: dict[str, Any]
+    folder: Path
+
+    @property
+    def keys(self) -> Keys:
+        """The run's keys."""
+        return Keys(*jax.random.split(jax.random.key(self.config.seed), len(Keys._fields)))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in a pass over the training set."""
+        return len(self.train) // self.config.batch_size
+
+    @property
+    def learning_rate(self) -> optax.Schedule:
+        """From the step to the learning rate."""
+        if self.config.schedule == "cosine":
+            steps = self.config.epochs * self.steps_per_epoch
+            return optax.cosine_decay_schedule(self.config.learning_rate, steps)
+        return optax.constant_schedule(self.config.learning_rate)
+
+    def settings(self) -> dict[str, Any]:
+        """The content of `config.json`."""
+        config = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in dataclasses.asdict(self.config).items()
+        }
+        return {"config": config, "protocol": self.protocol, **run_folder.provenance()}
+
+
+def run(
+    job: Job, *, console: rich.console.Console, interrupt: Interrupt | None = None
+) -> dict[str, Any] | None:
+    """Train, evaluate and draw, into the run's folder.
+
+    Args:
+      job: what is to be run.
+      console: where progress and results are shown.
+      interrupt: when a signal is noted in it, training ends after the epoch in hand.
+
+    Returns:
+      The content of `result.json`, or None when interrupted: the state is saved.
+
+    Raises:
+      ValueError: fewer training examples than one batch.
+      RunFolderError: the run's folder cannot be made or continued.
+      CheckpointError: there is no checkpoint to go on from.
+      NonFiniteError: the bound or the weights became infinite or NaN; the last good state and
+        `failure.json` are saved.
+    """
+    if job.steps_per_epoch == 0:
+        raise ValueError(
+            f"--batch-size must be at most the {len(job.train)} training examples, got "
+            f"{job.config.batch_size}"
+        )
+    if job.config.resume:
+        _check_same_run(job)
+    else:
+        run_folder.create(job.folder, job.settings())
+    state = _train(job, console, interrupt or Interrupt())
+    if int(state.step) < job.config.epochs * job.steps_per_epoch:
+        console.print(f"Stopped and saved. To go on: --resume --out {job.folder}", soft_wrap=True)
+        return None
+    with console.status("Evaluating and drawing …"):
+        result = _evaluate(job, state)
+        _draw(job, state)
+        run_folder.write_json(job.folder / "result.json", result)
+    _report(console, job, result)
+    return result
+
+
+def _check_same_run(job: Job) -> None:
+    saved = run_folder.read_settings(job.folder)
+    ours = run_folder.json_round_trip(job.settings())
+    # A schedule that ends with the run makes every epoch depend on their number.
+    free = FREE_ON_RESUME - ({"epochs"} if job.config.schedule == "cosine" else set())
+    changed = [
+        f"{name} was {saved.get(part, {}).get(name)}, is {value}"
+        for part in ("config", "protocol")
+        for name, value in ours[part].items()
+        if name not in free and saved.get(part, {}).get(name) != value
+    ]
+    if changed:
+        raise run_folder.RunFolderError(
+            f"{job.folder} is a run of other settings: {'; '.join(changed)}"
+        )
+
+
+def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> training.TrainState:
+    """The state after the last epoch, or after the one in which an interrupt came."""
+    config = job.config
+    optimizer = training.make_optimizer(
+        config.optimizer,
+        # A schedule in the optimizer's state is one more array to carry: only where it moves.
+        config.learning_rate if config.schedule == "constant" else job.learning_rate,
+        clip_norm=config.clip_norm,
+        map_dataset_size=len(job.train) if config.map_prior else None,
+    )
+    bound = jax.tree_util.Partial(BOUNDS[config.bound], num_samples=config.num_samples)
+    epoch = training.make_epoch(
+        training.make_step(bound, optimizer), config.batch_size, job.preprocess
+    )
+    state = training.init(jvae.init(job.model, job.keys.init), optimizer, job.keys.train)
+    with (
+        checkpoint.open_checkpoints(job.folder / "checkpoints", best="test_elbo") as checkpoints,
+        _progress(console) as progress,
+    ):
+        if config.resume:
+            state = checkpoint.restore_latest(checkpoints, state)
+            run_folder.rewind_metrics(job.folder, int(state.step))
+        done = int(state.step) // job.steps_per_epoch
+        bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
+        start = time.perf_counter()
+
+        def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
+            nonlocal start
+            record = _record(job, state, info, seconds=time.perf_counter() - start)
+            run_folder.append_metrics(job.folder, record)
+            done = record["epoch"]
+            stop = interrupt.signum is not None
+            if stop or done % config.checkpoint_every == 0 or done == config.epochs:
+                checkpoint.save(checkpoints, state, {"test_elbo": record["test_elbo"]})
+            status = (
+                f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
+            )
+            progress.update(bar, completed=done, status=status)
+            if not console.is_terminal and done % max(1, config.epochs // 20) == 0:
+                console.print(f"epoch {done}/{config.epochs}  {status}")
+            start = time.perf_counter()
+            return stop
+
+        try:
+            return training.fit(
+                state, epoch, job.train, num_epochs=config.epochs - done, on_epoch=on_epoch
+            )
+        except training.NonFiniteError as error:
+            good = error.last_good_state
+            checkpoint.save(checkpoints, good, {"test_elbo": _test_elbo(job, good)[0]})
+            failure = {
+                "step": error.step,
+                "bound": str(error.bound),
+                "learning_rate": float(job.learning_rate(error.step)),
+                "last_good_step": int(good.step),
+            }
+            run_folder.write_json(job.folder / "failure.json", failure)
+            raise
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("epoch"),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+def _record(
+    job: Job, state: training.TrainState, info: training.StepInfo, *, seconds: float
+) -> dict[str, Any]:
+    """A line of `metrics.jsonl`."""
+    step = int(state.step)
+    test_elbo, stderr = _test_elbo(job, state)
+    return {
+        "step": step,
+        "epoch": step // job.steps_per_epoch,
+        "examples": step * job.config.batch_size,
+        job.config.train_metric: float(np.asarray(info.bound, np.float64).mean()),
+        "test_elbo": test_elbo,
+        "test_elbo_stderr": stderr,
+        "images_per_second": round(len(info.bound) * job.config.batch_size / seconds),
+    }
+
+
+def _test_elbo(job: Job, state: training.TrainState) -> tuple[float, float]:
+    """Mean over the test set and its standard error, with one sample of z an image."""
+    key = jax.random.fold_in(job.keys.elbo, state.step)
+    return _mean_and_stderr(bound_by_example(state.params, job.test, key, bound=jvae.elbo))
+
+
+def _mean_and_stderr(values: Float[Array, "num"]) -> tuple[float, float]:
+    array = np.asarray(values, np.float64)
+    return float(array.mean()), float(array.std(ddof=1) / math.sqrt(len(array)))
+
+
+def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
+    """The content of `result.json`."""
+    elbo, elbo_stderr = _test_elbo(job, state)
+    result: dict[str, Any] = {"test_elbo": elbo, "test_elbo_stderr": elbo_stderr}
+    if num_samples := job.config.nll_samples:
+        log_px = jvae.log_likelihood(state.params, job.test, job.keys.nll, num_samples=num_samples)
+        nll, nll_stderr = _mean_and_stderr(-log_px)
+        result |= {
+            "test_nll": nll,
+            "test_nll_stderr": nll_stderr,
+            "test_nll_estimator": f"importance sampling from q(z|x), K = {num_samples}",
+        }
+    records = run_folder.read_metrics(job.folder)
+    return result | {
+        "stderr_over": "test images",
+        "weights": "after the last epoch",
+        "epochs": job.config.epochs,
+        "steps": int(state.step),
+        "seed": job.config.seed,
+        "num_seeds": 1,
+        "images_per_second": float(np.median([r["images_per_second"] for r in records])),
+        "protocol": job.protocol,
+        **run_folder.provenance(),
+    }
+
+
+def _draw(job: Job, state: training.TrainState) -> None:
+    sample_key, reconstruct_key = jax.random.split(job.keys.figures)
+    shape = job.model.data_shape
+    means = jvae.sample(state.params, sample_key, 100).reshape(10, 10, *shape)
+    shown = job.test[:50]
+    figures = {
+        "samples": plotting.image_grid(means, title="Means of p(x|z), z from the prior"),
+        "reconstructions": plotting.reconstructions(
+            shown, jvae.reconstruct(state.params, shown, reconstruct_key)
+        ),
+        "curves": plotting.learning_curves(
+            run_folder.read_metrics(job.folder),
+            curves={
+                job.config.train_metric: f"train ({job.config.bound}, L = {job.config.num_samples})",
+                "test_elbo": "test (ELBO)",
+            },
+        ),
+    }
+    if job.config.latent_dim == 2:
+        images = jvae.likelihood(state.params, plotting.latent_grid(20)).mean
+        figures["manifold"] = plotting.image_grid(
+            images, title="Means of p(x|z), z at equal steps of prior probability"
+        )
+    for name, figure in figures.items():
+        figure.savefig(job.folder / "figures" / f"{name}.png", dpi=150)
+
+
+def _report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> None:
+    table = rich.table.Table("test set", "nats per image", "± s.e.")
+    table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
+    if "test_nll" in result:
+        table.add_row(
+            f"-log p(x), {result['test_nll_estimator']}",
+            f"{result['test_nll']:.2f}",
+            f"{result['test_nll_stderr']:.2f}",
+        )
+    console.print(table)
+    console.print(f"Figures, metrics and checkpoints are in {job.folder}", soft_wrap=True)

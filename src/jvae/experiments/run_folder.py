@@ -1,0 +1,134 @@
+"""The folder of a run: settings, a line of metrics an epoch, results; each written whole."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that cannot be made or continued; the message says what to do."""
+
+
+def default_path(name: str) -> Path:
+    """`runs/<name>-<date>-<time>`, new at every second."""
+    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+def create(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder with its `config.json`, in one step.
+
+    Raises:
+      RunFolderError: it exists and is not empty, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunFolderError(
+            f"{folder} exists: add --resume to go on with it, or choose another --out"
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
+    try:
+        draft.chmod(0o755)
+        (draft / "figures").mkdir()
+        write_json(draft / "config.json", settings)
+        draft.replace(folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a run.
+
+    Raises:
+      RunFolderError: there is none, or it is no JSON object.
+    """
+    try:
+        settings = json.loads((folder / "config.json").read_text())
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{folder} holds no run: it has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{folder / 'config.json'} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise RunFolderError(f"{folder / 'config.json'} is no run's settings")
+    return settings
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value` so that a reader finds the old file or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(value, indent=2) + "\n")
+    draft.replace(path)
+
+
+def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
+    """Add a line to `metrics.jsonl`."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line cut short by a crash does not count."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
+    """Drop the lines after `step`, which a resumed run will write again; return the rest."""
+    kept = [record for record in read_metrics(folder) if record["step"] <= step]
+    draft = folder / ".metrics.jsonl.tmp"
+    draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    draft.replace(folder / "metrics.jsonl")
+    return kept
+
+
+def provenance() -> dict[str, Any]:
+    """What ran: command, commit, versions and devices."""
+    packages = ("jvae", "jax", "jaxlib", "flax", "optax", "numpy")
+    return {
+        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "commit": _commit(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
+        "cores": os.cpu_count(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit that the package's source is at; None where it is no git checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        # The package may lie in an environment inside somebody else's repository.
+        subprocess.run(
+            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
+            check=True,
+            capture_output=True,
+        )
+        commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}, with changes" if changed else commit
+
+
+def json_round_trip(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` as `read_settings` gives it back: tuples are lists."""
+    result: dict[str, Any] = json.loads(json.dumps(value))
+    return result
