@@ -352,8 +352,8 @@ def _draw(job: Job, state: training.TrainState) -> None:
         "curves": plotting.learning_curves(
             run_folder.read_metrics(job.folder),
             curves={
-                job.config.train_metric: f"train ({job.config.bound}, L = {job.config.num_samples})",
-                "test_elbo": "test (ELBO)",
+                job.config.train_metric: f"train {job.config.bound}, mean over the epoch",
+                "test_elbo": "test elbo, after the epoch",
             },
         ),
     }
