@@ -50,8 +50,8 @@ class DiagonalGaussian:
       event_ndim: how many trailing axes make one event.
     """
 
-    loc: Array
-    log_scale: Array
+    loc: Any  # not Array: JAX builds pytrees of other things too
+    log_scale: Any
     event_ndim: int = struct.field(pytree_node=False, default=1)
 
     @property
@@ -154,7 +154,7 @@ class Bernoulli:
       event_ndim: how many trailing axes make one event.
     """
 
-    logits: Array
+    logits: Any
     event_ndim: int = struct.field(pytree_node=False, default=1)
 
     @property

@@ -1,6 +1,7 @@
 """Arrays to matplotlib figures, without pyplot: no global state, no window."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +43,7 @@ def reconstructions(
     return image_grid(grid, title="Test images, each above its reconstruction")
 
 
-def learning_curves(records: Sequence[Mapping[str, float]], *, curves: Mapping[str, str]) -> Figure:
+def learning_curves(records: Sequence[Mapping[str, Any]], *, curves: Mapping[str, str]) -> Figure:
     """Bounds against training examples seen, on a log axis as Fig. 2 of Kingma & Welling (2014).
 
     Args:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import struct
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
@@ -17,8 +16,7 @@ from jvae.estimators import Bound
 from jvae.models import Params
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """All that training carries from step to step; saving it is enough to resume.
 
     Attributes:
@@ -122,7 +120,7 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
         value, gradient = jax.value_and_grad(loss)(state.params)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, StepInfo(bound=-value)
 
     return step

@@ -139,12 +139,22 @@ class Job:
         return len(self.train) // self.config.batch_size
 
     @property
-    def learning_rate(self) -> optax.Schedule:
-        """From the step to the learning rate."""
+    def learning_rate(self) -> optax.ScalarOrSchedule:
+        """The learning rate, or a function from the step to it."""
         if self.config.schedule == "cosine":
             steps = self.config.epochs * self.steps_per_epoch
             return optax.cosine_decay_schedule(self.config.learning_rate, steps)
-        return optax.constant_schedule(self.config.learning_rate)
+        return self.config.learning_rate
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimizer that the settings describe."""
+        return training.make_optimizer(
+            self.config.optimizer,
+            self.learning_rate,
+            clip_norm=self.config.clip_norm,
+            map_dataset_size=len(self.train) if self.config.map_prior else None,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The content of `config.json`."""
@@ -216,18 +226,11 @@ def _check_same_run(job: Job) -> None:
 def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> training.TrainState:
     """The state after the last epoch, or after the one in which an interrupt came."""
     config = job.config
-    optimizer = training.make_optimizer(
-        config.optimizer,
-        # A schedule in the optimizer's state is one more array to carry: only where it moves.
-        config.learning_rate if config.schedule == "constant" else job.learning_rate,
-        clip_norm=config.clip_norm,
-        map_dataset_size=len(job.train) if config.map_prior else None,
-    )
     bound = jax.tree_util.Partial(BOUNDS[config.bound], num_samples=config.num_samples)
     epoch = training.make_epoch(
-        training.make_step(bound, optimizer), config.batch_size, job.preprocess
+        training.make_step(bound, job.optimizer), config.batch_size, job.preprocess
     )
-    state = training.init(jvae.init(job.model, job.keys.init), optimizer, job.keys.train)
+    state = training.init(jvae.init(job.model, job.keys.init), job.optimizer, job.keys.train)
     with (
         checkpoint.open_checkpoints(job.folder / "checkpoints", best="test_elbo") as checkpoints,
         _progress(console) as progress,
@@ -262,11 +265,12 @@ def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> tra
             )
         except training.NonFiniteError as error:
             good = error.last_good_state
+            rate = job.learning_rate
             checkpoint.save(checkpoints, good, {"test_elbo": _test_elbo(job, good)[0]})
             failure = {
                 "step": error.step,
                 "bound": str(error.bound),
-                "learning_rate": float(job.learning_rate(error.step)),
+                "learning_rate": float(rate(error.step) if callable(rate) else rate),
                 "last_good_step": int(good.step),
             }
             run_folder.write_json(job.folder / "failure.json", failure)

@@ -35,19 +35,19 @@ def create(folder: Path, settings: Mapping[str, Any]) -> None:
         raise RunFolderError(
             f"{folder} exists: add --resume to go on with it, or choose another --out"
         )
+    draft = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
-    try:
         draft.chmod(0o755)
         (draft / "figures").mkdir()
         write_json(draft / "config.json", settings)
         draft.replace(folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)  # gone already where all went well
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -70,7 +70,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` so that a reader finds the old file or the new one, never a part."""
     draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(value, indent=2) + "\n")
+    text = json.dumps(value, indent=2) + "\n"
+    draft.write_text(text)
     draft.replace(path)
 
 

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jvae
+from jvae import checkpoint, training
+
+
+def make_state(
+    seed: int = 0, latent_dim: int = 3, optimizer: str = "adam", step: int = 0
+) -> training.TrainState:
+    model = jvae.VAE.mlp(data_shape=(4,), latent_dim=latent_dim, hidden=())
+    key = jax.random.key(seed)
+    state = training.init(jvae.init(model, key), training.make_optimizer(optimizer, 0.1), key)
+    return state._replace(step=state.step + step)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    optimizer = training.make_optimizer("adam", 0.1)
+    step = training.make_step(jvae.elbo, optimizer)
+    state, _ = step(make_state(), jax.random.uniform(jax.random.key(1), (5, 4)))
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        checkpoint.save(checkpoints, state, {"elbo": 0.0})
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        restored = checkpoint.restore_latest(checkpoints, make_state(seed=1))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (restored, state)))
+    parts = [(s.step, s.params, s.opt_state) for s in (restored, state)]
+    jax.tree.map(np.testing.assert_array_equal, *parts)
+
+
+def test_the_latest_and_the_best_stay(tmp_path: Path) -> None:
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        for step, elbo in [(1, -5.0), (2, -1.0), (3, -4.0), (4, -3.0)]:
+            checkpoint.save(checkpoints, make_state(step=step), {"elbo": elbo})
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        assert sorted(checkpoints.all_steps()) == [2, 4]
+        assert checkpoints.best_step() == 2
+        assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 4
+
+
+def test_a_step_is_saved_once(tmp_path: Path) -> None:
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        checkpoint.save(checkpoints, make_state(seed=0), {"elbo": 0.0})
+        checkpoint.save(checkpoints, make_state(seed=1), {"elbo": 1.0})
+        restored = checkpoint.restore_latest(checkpoints, make_state(seed=2))
+    first = make_state(seed=0)
+    jax.tree.map(np.testing.assert_array_equal, restored.params, first.params)
+
+
+def test_no_checkpoint_is_said(tmp_path: Path) -> None:
+    with (
+        checkpoint.open_checkpoints(tmp_path / "none", best="elbo") as checkpoints,
+        pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"),
+    ):
+        checkpoint.restore_latest(checkpoints, make_state())
+
+
+@pytest.mark.parametrize("other", [{"latent_dim": 4}, {"optimizer": "sgd"}], ids=str)
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, int]) -> None:
+    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+        checkpoint.save(checkpoints, make_state(), {"elbo": 0.0})
+        with pytest.raises(checkpoint.CheckpointError, match="cannot be restored"):
+            checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]

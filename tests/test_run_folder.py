@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pytest
+
+from jvae.experiments import run_folder
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    run_folder.write_json(path, {"elbo": -1.0})
+    with pytest.raises(TypeError):
+        run_folder.write_json(path, {"elbo": object()})
+    assert path.read_text() == '{\n  "elbo": -1.0\n}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("blocker", ["file", "full folder"])
+def test_create_refuses_what_is_there(tmp_path: Path, blocker: str) -> None:
+    folder = tmp_path / "run"
+    if blocker == "file":
+        folder.write_text("")
+    else:
+        (folder / "figures").mkdir(parents=True)
+    with pytest.raises(run_folder.RunFolderError, match="exists"):
+        run_folder.create(folder, {})
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_create_leaves_nothing_when_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(run_folder.RunFolderError, match="cannot write"):
+        run_folder.create(tmp_path / "file" / "run", {})
+    with pytest.raises(TypeError):
+        run_folder.create(tmp_path / "run", {"key": object()})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
+    run_folder.create(tmp_path, {"seed": 0})
+    assert run_folder.read_settings(tmp_path) == {"seed": 0}
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]"])
+def test_settings_that_are_none(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(run_folder.RunFolderError, match=r"config\.json"):
+        run_folder.read_settings(tmp_path)
+
+
+def test_metrics_rewind_to_a_step_and_forget_a_cut_line(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        run_folder.append_metrics(tmp_path, {"step": step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4')
+    assert [record["step"] for record in run_folder.read_metrics(tmp_path)] == [10, 20, 30]
+    assert run_folder.rewind_metrics(tmp_path, 20) == [{"step": 10}, {"step": 20}]
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
