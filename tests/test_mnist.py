@@ -16,13 +16,13 @@ import pytest
 import jvae
 from jvae import checkpoint, training
 from jvae.experiments import job, mnist, run_folder
-from jvae.experiments.interrupt import Interrupt
+from jvae.experiments.interrupt import Interrupted
 
 # 784-50-5-50-784: all that the job does, at a tenth of the cost.
 SMALL = mnist.Config(hidden=(50,), latent_dim=5, epochs=4, checkpoint_every=1, nll_samples=20)
 
 
-def run_into(folder: Path, config: mnist.Config = SMALL, **changes: Any) -> dict[str, Any] | None:
+def run_into(folder: Path, config: mnist.Config = SMALL, **changes: Any) -> dict[str, Any]:
     return mnist.run(dataclasses.replace(config, out=folder, **changes))
 
 
@@ -43,11 +43,8 @@ def last_state(folder: Path, config: mnist.Config = SMALL) -> training.TrainStat
 
 
 def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
-    leaves = [
-        jax.tree.leaves(dataclasses.replace(s, key=jax.random.key_data(s.key))) for s in (a, b)
-    ]
-    for left, right in zip(*leaves, strict=True):
-        np.testing.assert_array_equal(left, right)
+    a, b = (state._replace(key=jax.random.key_data(state.key)) for state in (a, b))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +58,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_epochs_of_the_default_model_improve_the_test_elbo(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = mnist.run(mnist.Config(epochs=2, nll_samples=10, out=folder))
-    assert result is not None
     first, second = run_folder.read_metrics(folder)
     # Both are on the same 1,000 images: the gain must exceed the errors of two unpaired means.
     error = np.hypot(first["test_elbo_stderr"], second["test_elbo_stderr"])
@@ -89,7 +85,7 @@ def test_the_run_folder_is_complete(whole: Path) -> None:
     assert settings["protocol"] == result["protocol"]
     assert result["protocol"]["dataset_sha256"] == jvae.data.load("mnist_5k").sha256
     assert result["protocol"]["num_test"] == 1000
-    assert settings["config"]["seed"] == result["seed"] == 0
+    assert settings["seed"] == result["seed"] == 0
     assert settings["versions"]["jax"] == jax.__version__
     assert [record["epoch"] for record in metrics(whole)] == [1, 2, 3, 4]
     assert [record["step"] for record in metrics(whole)] == [40, 80, 120, 160]
@@ -114,17 +110,41 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) 
 
 
 def test_a_run_stopped_between_checkpoints_goes_on_from_where_it_stopped(
-    whole: Path, tmp_path: Path
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "stopped"
-    interrupt = Interrupt()
-    interrupt.signum = signal.SIGINT
-    config = dataclasses.replace(SMALL, out=folder, checkpoint_every=100)
-    assert mnist.run(config, interrupt=interrupt) is None
+    append = run_folder.append_metrics
+
+    def append_and_interrupt(folder: Path, record: dict[str, Any]) -> None:
+        append(folder, record)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "append_metrics", append_and_interrupt)
+        with pytest.raises(Interrupted, match="saved after epoch 1"):
+            run_into(folder, checkpoint_every=100)
     assert [record["epoch"] for record in metrics(folder)] == [1]
     assert not (folder / "result.json").exists()
     run_into(folder, resume=True)
     assert metrics(folder) == metrics(whole)
+
+
+def test_an_interrupt_after_training_keeps_the_training(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "stopped"
+
+    def interrupt(*args: object, **kwargs: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jvae, "log_likelihood", interrupt)
+        with pytest.raises(Interrupted, match="before the results"):
+            run_into(folder)
+    assert not (folder / "result.json").exists()
+    run_into(folder, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert (folder / "result.json").exists()
 
 
 def test_lines_after_the_checkpoint_are_written_again(whole: Path, tmp_path: Path) -> None:
@@ -160,9 +180,9 @@ def test_a_signal_saves_and_says_how_to_resume(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signum)
-        stdout, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr
-    assert f"--resume --out {folder}" in stdout
+    assert f"--resume --out {folder}" in stderr
     saved = last_state(folder, dataclasses.replace(SMALL, latent_dim=20))
     assert int(saved.step) == metrics(folder)[-1]["step"]
 
@@ -190,8 +210,7 @@ def test_the_seed_decides_the_run(whole: Path, tmp_path: Path) -> None:
 )
 def test_every_setting_trains(changes: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = run_into(folder, epochs=2, nll_samples=0, **changes)
-    assert result is not None
+    run_into(folder, epochs=2, nll_samples=0, **changes)
     first, second = metrics(folder)
     name = dataclasses.replace(SMALL, **changes).train_metric
     assert second[name] > first[name]

@@ -30,6 +30,8 @@ LEARNING_RATE = 1e-3
 Run = Callable[[], float | None]
 Products = tuple[Array, ...]
 
+_wait: Callable[[Any], Any] = jax.block_until_ready
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Work:
@@ -66,7 +68,8 @@ class Work:
         """A shuffled order of examples for each epoch, without end."""
         generator = np.random.default_rng(self.seed)
         while True:
-            yield generator.permutation(len(self.images)).reshape(self.steps, BATCH_SIZE)
+            order = generator.permutation(len(self.images)).astype(np.int32)
+            yield order.reshape(self.steps, BATCH_SIZE)
 
     def first(self, steps: int) -> "Work":
         """The same work, cut to at most `steps` steps an epoch."""
@@ -152,16 +155,15 @@ def floor(work: Work, *, ordered: bool = True) -> Run:
     """The matrix products of the steps and nothing else: the least time an epoch can take."""
     weights = tuple(jnp.asarray(kernel) for kernel, _ in work.layers)
     sizes = [weight.shape[0] for weight in weights] + [weight.shape[1] for weight in weights]
-    keys = jax.random.split(jax.random.key(work.seed), len(sizes))
+    generator = np.random.default_rng(work.seed)
     operands = tuple(
-        0.1 * jax.random.normal(key, (BATCH_SIZE, size))
-        for key, size in zip(keys, sizes, strict=True)
+        jnp.asarray(generator.normal(0, 0.1, (BATCH_SIZE, size)), jnp.float32) for size in sizes
     )
     multiply = ordered_products if ordered else unordered_products
     given = operands[:1] if ordered else operands
 
     def run() -> None:
-        jax.block_until_ready(floor_epoch(given, weights, multiply=multiply, steps=work.steps))
+        _wait(floor_epoch(given, weights, multiply=multiply, steps=work.steps))
 
     return run
 
@@ -185,10 +187,15 @@ def jvae_epoch(
 
     def run() -> float:
         nonlocal state
-        state, info = jax.block_until_ready(epoch(state, images))
+        state, info = _wait(epoch(state, images))
         return float(np.mean(info.bound))
 
     return run
+
+
+def first_step() -> None:
+    """All of a new user's first step: data, weights, compilation and an epoch of one step."""
+    jvae_epoch(load_work("mnist_5k", None, steps=1, seed=0))()
 
 
 def jvae_step(work: Work) -> Run:
@@ -203,7 +210,7 @@ def jvae_step(work: Work) -> Run:
         for batch in next(orders):
             state, info = step(state, images[batch])
             infos.append(info)
-        jax.block_until_ready(state)
+        _wait(state)
         return float(np.mean([info.bound for info in infos]))
 
     return run
@@ -218,8 +225,7 @@ def numpyro_epoch(work: Work) -> Run:
 
     def network(name: str, layers: Any, inputs: Array) -> Array:
         (hidden, hidden_bias), (output, output_bias) = numpyro.param(name, layers)
-        h: Array = jnp.tanh(inputs @ hidden + hidden_bias)
-        return h @ output + output_bias
+        return jnp.add(jnp.tanh(inputs @ hidden + hidden_bias) @ output, output_bias)
 
     def normal(loc: Array, scale: Array) -> Any:
         return dist.Normal(loc, scale, validate_args=False).to_event(1)
@@ -251,7 +257,7 @@ def numpyro_epoch(work: Work) -> Run:
 
     def run() -> float:
         nonlocal state
-        state, losses = jax.block_until_ready(epoch(state, images, next(orders)))
+        state, losses = _wait(epoch(state, images, next(orders)))
         return -float(np.mean(losses)) / BATCH_SIZE
 
     return run
@@ -279,12 +285,9 @@ def _torch(work: Work, minibatches: Callable[[], Iterable[Any]]) -> Run:
     torch = importlib.import_module("torch")
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(work.seed)
-    affine = []
-    for kernel, bias in work.layers:
-        affine.append(torch.nn.Linear(*kernel.shape))
-        affine[-1].load_state_dict(
-            {"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)}, strict=True
-        )
+    affine = [torch.nn.Linear(*kernel.shape) for kernel, _ in work.layers]
+    for layer, (kernel, bias) in zip(affine, work.layers, strict=True):
+        layer.load_state_dict({"weight": torch.tensor(kernel.T), "bias": torch.tensor(bias)})
     encoder = torch.nn.Sequential(affine[0], torch.nn.Tanh(), affine[1])
     decoder = torch.nn.Sequential(affine[2], torch.nn.Tanh(), affine[3])
     weights = [*encoder.parameters(), *decoder.parameters()]

@@ -4,8 +4,11 @@ An experiment extends `Config` with its data and hands `run` a `Job`.
 """
 
 import dataclasses
+import functools
 import math
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +25,7 @@ from jvae import checkpoint, plotting, training
 from jvae.estimators import Bound
 from jvae.evaluation import bound_by_example
 from jvae.experiments import run_folder
-from jvae.experiments.interrupt import Interrupt
+from jvae.experiments.interrupt import Interrupted, catch_interrupt
 
 BOUNDS: dict[str, Bound] = {"elbo": jvae.elbo, "sgvb_a": jvae.sgvb_a, "iwae": jvae.iwae}
 
@@ -162,26 +165,24 @@ class Job:
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self.config).items()
         }
-        return {"config": config, "protocol": self.protocol, **run_folder.provenance()}
+        return config | {"protocol": self.protocol} | run_folder.provenance()
 
 
-def run(
-    job: Job, *, console: rich.console.Console, interrupt: Interrupt | None = None
-) -> dict[str, Any] | None:
+def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
     """Train, evaluate and draw, into the run's folder.
 
     Args:
       job: what is to be run.
       console: where progress and results are shown.
-      interrupt: when a signal is noted in it, training ends after the epoch in hand.
 
     Returns:
-      The content of `result.json`, or None when interrupted: the state is saved.
+      The content of `result.json`.
 
     Raises:
       ValueError: fewer training examples than one batch.
       RunFolderError: the run's folder cannot be made or continued.
       CheckpointError: there is no checkpoint to go on from.
+      Interrupted: SIGINT or SIGTERM came; the state after the epoch in hand is saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state and
         `failure.json` are saved.
     """
@@ -194,14 +195,20 @@ def run(
         _check_same_run(job)
     else:
         run_folder.create(job.folder, job.settings())
-    state = _train(job, console, interrupt or Interrupt())
-    if int(state.step) < job.config.epochs * job.steps_per_epoch:
-        console.print(f"Stopped and saved. To go on: --resume --out {job.folder}", soft_wrap=True)
-        return None
-    with console.status("Evaluating and drawing …"):
-        result = _evaluate(job, state)
-        _draw(job, state)
-        run_folder.write_json(job.folder / "result.json", result)
+    go_on = f"To go on: the same command with --resume --out {job.folder}"
+    with catch_interrupt() as interrupt:
+        state = _train(job, console, stop=lambda: interrupt.signum is not None)
+    if int(state.step) < job.config.epochs * job.steps_per_epoch and interrupt.signum:
+        epoch = int(state.step) // job.steps_per_epoch
+        raise Interrupted(f"Stopped and saved after epoch {epoch}. {go_on}", interrupt.signum)
+    try:
+        with console.status("Evaluating and drawing …"):
+            result = _evaluate(job, state)
+            _draw(job, state)
+            run_folder.write_json(job.folder / "result.json", result)
+    except KeyboardInterrupt as error:
+        message = f"Stopped after training, before the results. {go_on}"
+        raise Interrupted(message, signal.SIGINT) from error
     _report(console, job, result)
     return result
 
@@ -211,11 +218,11 @@ def _check_same_run(job: Job) -> None:
     ours = run_folder.json_round_trip(job.settings())
     # A schedule that ends with the run makes every epoch depend on their number.
     free = FREE_ON_RESUME - ({"epochs"} if job.config.schedule == "cosine" else set())
+    fixed = {field.name for field in dataclasses.fields(job.config)} - free
     changed = [
-        f"{name} was {saved.get(part, {}).get(name)}, is {value}"
-        for part in ("config", "protocol")
-        for name, value in ours[part].items()
-        if name not in free and saved.get(part, {}).get(name) != value
+        f"{name} was {saved.get(name)}, is {ours[name]}"
+        for name in [*sorted(fixed), "protocol"]
+        if saved.get(name) != ours[name]
     ]
     if changed:
         raise run_folder.RunFolderError(
@@ -223,10 +230,12 @@ def _check_same_run(job: Job) -> None:
         )
 
 
-def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> training.TrainState:
-    """The state after the last epoch, or after the one in which an interrupt came."""
+def _train(
+    job: Job, console: rich.console.Console, *, stop: Callable[[], bool]
+) -> training.TrainState:
+    """The state after the last epoch, or after the first one at whose end `stop()` is true."""
     config = job.config
-    bound = jax.tree_util.Partial(BOUNDS[config.bound], num_samples=config.num_samples)
+    bound = functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
     epoch = training.make_epoch(
         training.make_step(bound, job.optimizer), config.batch_size, job.preprocess
     )
@@ -247,8 +256,8 @@ def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> tra
             record = _record(job, state, info, seconds=time.perf_counter() - start)
             run_folder.append_metrics(job.folder, record)
             done = record["epoch"]
-            stop = interrupt.signum is not None
-            if stop or done % config.checkpoint_every == 0 or done == config.epochs:
+            ending = stop()
+            if ending or done % config.checkpoint_every == 0 or done == config.epochs:
                 checkpoint.save(checkpoints, state, {"test_elbo": record["test_elbo"]})
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
@@ -257,7 +266,7 @@ def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> tra
             if not console.is_terminal and done % max(1, config.epochs // 20) == 0:
                 console.print(f"epoch {done}/{config.epochs}  {status}")
             start = time.perf_counter()
-            return stop
+            return ending
 
         try:
             return training.fit(
@@ -274,6 +283,12 @@ def _train(job: Job, console: rich.console.Console, interrupt: Interrupt) -> tra
                 "last_good_step": int(good.step),
             }
             run_folder.write_json(job.folder / "failure.json", failure)
+            console.print(
+                f"Not finite at step {error.step}, learning rate {failure['learning_rate']:g}. The "
+                f"last good state is in {job.folder / 'checkpoints' / str(int(good.step))}, the "
+                "details in failure.json",
+                soft_wrap=True,
+            )
             raise
 
 

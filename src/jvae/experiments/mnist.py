@@ -16,7 +16,7 @@ import tyro
 import jvae
 from jvae import binarisation, checkpoint, data, training
 from jvae.experiments import job, run_folder
-from jvae.experiments.interrupt import Interrupt, catch_interrupt
+from jvae.experiments.interrupt import Interrupted
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Config(job.Config):
             raise ValueError("--dataset mnist needs --data-dir, the folder that holds mnist/")
 
 
-def run(config: Config, *, interrupt: Interrupt | None = None) -> dict[str, Any] | None:
+def run(config: Config) -> dict[str, Any]:
     """Train, evaluate and draw as `config` says; see `jvae.experiments.job.run`.
 
     Raises:
@@ -82,7 +82,6 @@ def run(config: Config, *, interrupt: Interrupt | None = None) -> dict[str, Any]
             config, model, prepared.train, prepared.test, prepared.preprocess, protocol, folder
         ),
         console=console,
-        interrupt=interrupt,
     )
 
 
@@ -90,17 +89,17 @@ def main() -> None:
     """The command line."""
     config = tyro.cli(Config, prog="python -m jvae.experiments.mnist")
     refusals = (data.DataError, run_folder.RunFolderError, checkpoint.CheckpointError, ValueError)
-    with catch_interrupt() as interrupt:
-        try:
-            result = run(config, interrupt=interrupt)
-        except training.NonFiniteError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-        except refusals as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-    if result is None:
-        sys.exit(interrupt.exit_code)
+    try:
+        run(config)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except training.NonFiniteError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except refusals as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":
