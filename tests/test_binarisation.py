@@ -1,0 +1,152 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from standard_errors import SIGMAS
+
+from jvae import binarisation
+
+KEY = jax.random.key(4)
+FIXED = jax.random.key(binarisation.FIXED_DRAW_SEED)
+EACH_VISIT = {"none": False, "dynamic": True, "static": False, "threshold": False}
+
+
+def images(num: int, seed: int = 0) -> jax.Array:
+    generator = np.random.default_rng(seed)
+    return jnp.asarray(generator.integers(0, 256, (num, 5, 3)), jnp.uint8)
+
+
+def test_grey_is_the_value_over_255() -> None:
+    values = jnp.arange(256, dtype=jnp.uint8)
+    grey = binarisation.grey(values, KEY)
+    assert grey.dtype == jnp.float32
+    np.testing.assert_allclose(grey, np.arange(256) / 255, rtol=1e-7)
+
+
+def test_bernoulli_is_exact_at_black_and_white() -> None:
+    x = binarisation.bernoulli(jnp.repeat(jnp.array([0, 255], jnp.uint8), 1_000_000), KEY)
+    np.testing.assert_array_equal(x, np.repeat([0.0, 1.0], 1_000_000))
+
+
+@pytest.mark.parametrize("value", [1, 2, 64, 127, 128, 200, 254])
+def test_bernoulli_has_the_probability_of_the_value(value: int) -> None:
+    num, p = 1_000_000, value / 255
+    x = np.asarray(binarisation.bernoulli(jnp.full(num, value, jnp.uint8), KEY), np.float64)
+    error = math.sqrt(p * (1 - p) / num)
+    assert abs(x.mean() - p) < SIGMAS * error + 2**-17
+    # Neighbours share a word of randomness, and are independent for all that: the product of
+    # centred neighbours has mean 0 and standard deviation p (1 - p).
+    products = (x[0::2] - p) * (x[1::2] - p)
+    assert abs(products.mean()) < SIGMAS * p * (1 - p) / math.sqrt(num / 2)
+
+
+def test_bernoulli_probabilities_are_the_nearest_sixteen_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over every 16-bit number once, a value is 1 round(2¹⁶ · value / 255) times."""
+    halves = np.arange(2**16, dtype=np.uint16)
+    words = jnp.asarray(halves.view(np.uint32))
+    monkeypatch.setattr(jax.random, "bits", lambda key, shape, dtype: words)
+    count = jax.jit(lambda value: binarisation.bernoulli(jnp.full(2**16, value), KEY).sum())
+    counts = [count(jnp.uint8(value)) for value in range(256)]
+    np.testing.assert_array_equal(counts, np.round(2**16 * np.arange(256) / 255))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5, 7), (2, 28, 28)])
+def test_bernoulli_takes_any_shape(shape: tuple[int, ...]) -> None:
+    x = binarisation.bernoulli(jnp.full(shape, 255, jnp.uint8), KEY)
+    np.testing.assert_array_equal(x, np.ones(shape))
+    assert x.dtype == jnp.float32
+
+
+def test_bernoulli_is_a_function_of_its_key() -> None:
+    grey = jnp.full(1000, 128, jnp.uint8)
+    first, again = binarisation.bernoulli(grey, KEY), jax.jit(binarisation.bernoulli)(grey, KEY)
+    np.testing.assert_array_equal(first, again)
+    other = np.asarray(binarisation.bernoulli(grey, jax.random.key(5)))
+    # Independent fair coins agree in half of a thousand places.
+    agreement = (np.asarray(first) == other).mean()
+    assert abs(agreement - 0.5) < SIGMAS * 0.5 / math.sqrt(1000)
+
+
+def test_every_protocol_is_in_the_table() -> None:
+    assert EACH_VISIT.keys() == binarisation.BINARISATIONS.keys()
+
+
+@pytest.mark.parametrize("name", EACH_VISIT)
+def test_a_prepared_dataset(name: str) -> None:
+    train, test = images(8), images(4, seed=1)
+    prepared = binarisation.prepare(name, train, test, FIXED)
+    assert prepared.train.shape == train.shape
+    assert prepared.train.dtype == jnp.uint8
+    assert prepared.test.shape == test.shape
+    assert prepared.test.dtype == jnp.float32
+    visits = [
+        np.asarray(jax.jit(prepared.preprocess)(prepared.train, jax.random.key(seed)))
+        for seed in (0, 1)
+    ]
+    assert visits[0].shape == train.shape
+    assert visits[0].dtype == np.float32
+    assert (visits[0] != visits[1]).any() == EACH_VISIT[name]
+    for x in (*visits, np.asarray(prepared.test)):
+        if name == "none":
+            assert 0 <= x.min() < x.max() <= 1
+        else:
+            assert set(np.unique(x)) == {0.0, 1.0}
+
+
+def test_protocols_are_what_they_say() -> None:
+    train, test = images(8), images(4, seed=1)
+    for name, expected in (
+        ("none", lambda images: images / np.float32(255)),
+        ("threshold", lambda images: (images >= 128).astype(np.float32)),
+    ):
+        prepared = binarisation.prepare(name, train, test, FIXED)
+        x = prepared.preprocess(prepared.train, KEY)
+        np.testing.assert_allclose(x, expected(np.asarray(train)), rtol=1e-6)
+        np.testing.assert_allclose(prepared.test, expected(np.asarray(test)), rtol=1e-6)
+    dynamic = binarisation.prepare("dynamic", train, test, FIXED)
+    np.testing.assert_array_equal(dynamic.train, train)
+    np.testing.assert_array_equal(
+        dynamic.preprocess(train, KEY), binarisation.bernoulli(train, KEY)
+    )
+
+
+def test_threshold_is_at_128() -> None:
+    edge = jnp.array([[127, 128]], jnp.uint8)
+    np.testing.assert_array_equal(
+        binarisation.prepare("threshold", edge, edge, FIXED).test, [[0.0, 1.0]]
+    )
+
+
+@pytest.mark.parametrize("name", ["static", "dynamic"])
+def test_what_is_drawn_once_has_the_probability_of_its_value(name: str) -> None:
+    grey = jnp.full((40_000, 2), 51, jnp.uint8)
+    prepared = binarisation.prepare(name, grey, grey, FIXED)
+    error = math.sqrt(0.2 * 0.8 / 80_000)
+    train = prepared.preprocess(prepared.train, KEY)
+    assert abs(train.mean() - 0.2) < SIGMAS * error
+    assert abs(prepared.test.mean() - 0.2) < SIGMAS * error
+    # Training and test pixels are drawn apart: all equal pixels agree in 0.2² + 0.8² of places.
+    agreement = (train == prepared.test).mean()
+    assert abs(agreement - 0.68) < SIGMAS * math.sqrt(0.68 * 0.32 / 80_000)
+
+
+def test_everybody_has_one_test_set() -> None:
+    """The draw of the test images is that of the fixed key, whatever the training images."""
+    test = images(4, seed=1)
+    static, dynamic = (
+        binarisation.prepare(name, images(num), test, FIXED)
+        for name, num in (("static", 8), ("dynamic", 3))
+    )
+    np.testing.assert_array_equal(static.test, dynamic.test)
+    other = binarisation.prepare("static", images(8), test, KEY)
+    assert (other.test != static.test).any()
+    assert (other.train != static.train).any()
+
+
+def test_an_unknown_protocol_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"unknown binarisation 'statik'.*'static'"):
+        binarisation.prepare("statik", images(1), images(1), FIXED)

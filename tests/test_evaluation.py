@@ -1,0 +1,139 @@
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import linear_gaussian
+import numpy as np
+import pytest
+from jaxtyping import Array
+from linear_gaussian import Exact
+from standard_errors import SIGMAS, assert_mean_is
+
+import jvae
+from jvae import evaluation
+from jvae.estimators import log_mean_exp
+
+KEY = jax.random.key(3)
+
+
+def data(dim: int, num: int) -> np.ndarray:
+    return np.random.default_rng(5).normal(size=(num, dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("num_samples", [1, 30])
+@pytest.mark.parametrize(("data_dim", "latent_dim", "scale"), [(3, 1, 0.7), (7, 5, 1.5)])
+def test_weights_average_to_px(
+    data_dim: int, latent_dim: int, scale: float, num_samples: int
+) -> None:
+    # An overdispersed q bounds the weights, so that their variance is finite.
+    params = linear_gaussian.with_posterior(
+        linear_gaussian.make(data_dim, latent_dim, scale), shift=0.3, inflation=2.0
+    )
+    x = data(data_dim, 3)
+    copies = jnp.asarray(np.broadcast_to(x, (4000, 3, data_dim)))
+    estimates = np.asarray(jvae.log_likelihood(params, copies, KEY, num_samples=num_samples))
+    assert estimates.shape == (4000, 3)
+    assert_mean_is(np.exp(estimates - Exact.of(params).log_px(x)), np.ones(3))
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 999, 1000, 1001, 2500])
+def test_at_the_posterior_the_estimate_is_exact(num_samples: int) -> None:
+    params = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0))
+    x = data(4, 5)
+    estimates = jvae.log_likelihood(params, jnp.asarray(x), KEY, num_samples=num_samples)
+    np.testing.assert_allclose(estimates, Exact.of(params).log_px(x), rtol=2e-5)
+
+
+# Below, at, across and far beyond one chunk of samples, or of examples.
+@pytest.mark.parametrize(
+    ("batch", "num_samples"),
+    [((2,), 1), ((2,), 1001), ((3,), 2500), ((), 7), ((2, 3), 400), ((2100,), 2)],
+)
+def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samples: int) -> None:
+    params = linear_gaussian.make(4, 2, 1.0)
+    exact = Exact.of(params)
+    num = math.prod(batch)
+    x = data(4, num)
+    loc, scale = exact.q(x)
+    keys = jax.vmap(partial(jax.random.split, num=num_samples))(jax.random.split(KEY, num))
+    eps = jax.jit(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,)))))(keys)
+    eps = np.asarray(eps, np.float64)
+    z = loc[:, None] + scale[:, None] * eps
+    residual = (x[:, None] - z @ exact.W.T - exact.b) / exact.sigma
+    log_w = 0.5 * ((eps**2).sum(-1) - (z**2).sum(-1) - (residual**2).sum(-1))
+    log_w += np.log(scale).sum(-1)[:, None] - 2 * math.log(2 * math.pi)
+    top = log_w.max(axis=1, keepdims=True)
+    expected = np.log(np.exp(log_w - top).mean(axis=1)) + top[:, 0]
+
+    given = jnp.asarray(x.reshape(*batch, 4))
+    estimates = jvae.log_likelihood(params, given, KEY, num_samples=num_samples)
+    assert estimates.shape == batch
+    np.testing.assert_allclose(np.ravel(estimates), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_estimate_errs_as_theory_says() -> None:
+    """E_q[(p(z|x) / q(z|x))²] = Πⱼ c / √(2c - 1) exp(δ² / Sⱼ(2c - 1)) for q = N(m + δ, c S)."""
+    shift, inflation, num_samples = 0.3, 2.0, 5000
+    params = linear_gaussian.with_posterior(
+        linear_gaussian.make(4, 2, 1.0), shift=shift, inflation=inflation
+    )
+    exact, x = Exact.of(params), data(4, 300)
+    S = np.diag(exact.posterior_covariance)
+    width = 2 * inflation - 1
+    second_moment = np.prod(inflation / math.sqrt(width) * np.exp(shift**2 / (S * width)))
+    error = math.sqrt((second_moment - 1) / num_samples)
+    estimates = jvae.log_likelihood(params, jnp.asarray(x), KEY, num_samples=num_samples)
+    errors = (np.asarray(estimates, np.float64) - exact.log_px(x)) / error
+    assert (np.abs(errors) < SIGMAS).all()
+    # Of 300 independent standard normals the variance has standard error √(2 / 300).
+    assert abs(errors.var() - 1) < SIGMAS * math.sqrt(2 / 300)
+
+
+def largest_array(jaxpr: Any) -> int:
+    """Elements of the largest intermediate, inside loops too."""
+    sizes = [math.prod(v.aval.shape) for eqn in jaxpr.eqns for v in eqn.outvars]
+    inner = [p for eqn in jaxpr.eqns for p in jax.tree.leaves(list(eqn.params.values()))]
+    return max([*sizes, *(largest_array(p.jaxpr) for p in inner if hasattr(p, "jaxpr"))])
+
+
+def test_memory_is_bounded() -> None:
+    """200 examples with 5,000 samples under the paper's model, compiled and not run."""
+    params = jax.eval_shape(lambda: jvae.init(jvae.VAE.mlp(), jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((200, 28, 28), jnp.float32)
+
+    def largest_and_temporary_bytes(num_samples: int) -> tuple[int, int]:
+        traced = jvae.log_likelihood.trace(params, x, KEY, num_samples=num_samples)
+        analysis: Any = traced.lower().compile().memory_analysis()
+        return largest_array(traced.jaxpr.jaxpr), analysis.temp_size_in_bytes
+
+    largest, temporary = largest_and_temporary_bytes(5000)
+    # A thousand rows of pixels are 3 MB; XLA may hold a few such arrays.
+    assert largest <= 1000 * 784
+    assert temporary < 50e6
+    # A sample more is a key (8 bytes) and a weight (4), which loops may copy, but no image.
+    with_20000 = largest_and_temporary_bytes(20_000)
+    assert with_20000[0] == largest
+    assert with_20000[1] - temporary < 10 * 12 * 15_000
+
+
+BOUNDS: dict[str, Callable[..., Array]] = {"elbo": jvae.elbo, "iwae": jvae.iwae}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_bounds_by_example_do_not_depend_on_the_batch(name: str) -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))
+    keys = jax.random.split(KEY, 10)
+    expected = jax.jit(jax.vmap(BOUNDS[name], (None, 0, 0)))(params, x, keys)
+    for batch_size in (1, 3, 10, 500):
+        values = evaluation.bound_by_example(
+            params, x, KEY, bound=BOUNDS[name], batch_size=batch_size
+        )
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_log_mean_exp_neither_overflows_nor_loses_a_zero_weight() -> None:
+    log_w = jnp.array([[1000.0, -1000.0, -jnp.inf], [1000.0, -1000.0, 0.0]])
+    np.testing.assert_allclose(log_mean_exp(log_w), [1000.0, -1000.0, -math.log(2)], rtol=1e-6)

@@ -1,0 +1,150 @@
+import ast
+import graphlib
+import importlib.util
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jvae
+
+ROOT = Path(jvae.__file__).parent
+# A module imports only what stands above it.
+ORDER = [
+    "checks",
+    "distributions",
+    "priors",
+    "networks",
+    "models",
+    "estimators",
+    "training",
+    "learners",
+    "evaluation",
+    "binarisation",
+    "data",
+    "checkpoint",
+    "distributed",
+    "plotting",
+    "__init__",
+    "experiments",
+]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): ast.parse(path.read_text("utf-8"))
+    for path in sorted(ROOT.rglob("*.py"))
+}
+PUBLIC_FUNCTIONS = [name for name in jvae.__all__ if inspect.isroutine(getattr(jvae, name))]
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The modules of jvae that a file imports, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where they point"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            root, *parts = name.split(".")
+            while (
+                parts and ".".join(parts) not in MODULES and f"{parts[0]}.__init__" not in MODULES
+            ):
+                parts.pop()
+            if root == "jvae":
+                yield ".".join(parts) or "__init__"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str) -> None:
+    room = module.split(".")[0]
+    assert room in ORDER, "a new module has its place in the order"
+    for name in imported(MODULES[module]):
+        other = name.split(".")[0]
+        inside_a_package = other == room and "." in module
+        assert ORDER.index(other) < ORDER.index(room) or inside_a_package, f"{module} → {name}"
+
+
+def test_no_imports_go_round() -> None:
+    graph = {module: set(imported(tree)) - {module} for module, tree in MODULES.items()}
+    assert graph["models"] == {"checks", "networks", "priors"}
+    graphlib.TopologicalSorter(graph).prepare()
+
+
+def test_the_package_of_experiments_imports_nothing() -> None:
+    (docstring,) = MODULES["experiments.__init__"].body
+    assert isinstance(docstring, ast.Expr)
+
+
+def test_importing_jvae_imports_no_optional_library() -> None:
+    heavy = {"tensorflow", "torch", "matplotlib", "tyro", "orbax", "numpyro", "jvae.experiments"}
+    code = f"import sys, jvae; sys.exit(' '.join({sorted(heavy)!r} & sys.modules.keys()))"
+    code = code.replace("[", "{").replace("]", "}")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "") or found.stderr == "\n"
+
+
+def test_no_module_is_named_like_a_public_function() -> None:
+    """With jvae/elbo.py, `import jvae.elbo as m` would give the function."""
+    names = [n for n in jvae.__all__ if not isinstance(getattr(jvae, n), ModuleType)]
+    assert "elbo" in names
+    for name in names:
+        assert importlib.util.find_spec(f"jvae.{name}") is None
+
+
+def test_the_public_surface_is_explicit() -> None:
+    assert len(set(jvae.__all__)) == len(jvae.__all__)
+    public = {name for name in vars(jvae) if not name.startswith("_")}
+    # Modules that are imported on demand appear once another test has imported them.
+    on_demand = {"checks", "checkpoint", "distributed", "experiments", "plotting"}
+    assert set(jvae.__all__) == public - on_demand
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_everything_public_has_a_docstring(module: str) -> None:
+    tree = MODULES[module]
+    assert ast.get_docstring(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+        for part in node.body if isinstance(node, ast.Module | ast.ClassDef) else []:
+            if isinstance(part, ast.FunctionDef) and not part.name.startswith("_"):
+                assert ast.get_docstring(part), part.name
+
+
+@pytest.mark.parametrize("name", PUBLIC_FUNCTIONS)
+def test_docstrings_of_public_functions_give_shapes(name: str) -> None:
+    function = inspect.unwrap(getattr(jvae, name))
+    arrays = [a for a in function.__annotations__.values() if hasattr(a, "array_type")]
+    docstring = inspect.getdoc(function) or ""
+    assert "Raises:" in docstring
+    assert not arrays or re.search(r"\[[\w*, ]*\]", docstring)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in PUBLIC_FUNCTIONS
+        if getattr(jvae, n).__module__ in ("jvae.estimators", "jvae.evaluation")
+    ],
+)
+def test_docstrings_of_bounds_give_unit_and_source(name: str) -> None:
+    docstring = inspect.getdoc(getattr(jvae, name)) or ""
+    assert "nats" in docstring
+    assert re.search(r"\((19|20)\d\d\)", docstring)
+
+
+@pytest.mark.parametrize(
+    "family", [jvae.distributions.Bernoulli, jvae.distributions.DiagonalGaussian]
+)
+@pytest.mark.parametrize("method", ["log_prob", "sample_and_log_prob", "kl"])
+def test_docstrings_of_densities_give_unit_and_shape(family: type, method: str) -> None:
+    docstring = inspect.getdoc(getattr(family, method)) or ""
+    assert "nats" in docstring
+    assert "[*batch]" in docstring
