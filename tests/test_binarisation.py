@@ -9,7 +9,7 @@ from standard_errors import SIGMAS
 from jvae import binarisation
 
 KEY = jax.random.key(4)
-FIXED = jax.random.key(binarisation.FIXED_DRAW_SEED)
+FIXED = binarisation.fixed_draw_key()
 EACH_VISIT = {"none": False, "dynamic": True, "static": False, "threshold": False}
 
 
@@ -145,6 +145,18 @@ def test_everybody_has_one_test_set() -> None:
     other = binarisation.prepare("static", images(8), test, KEY)
     assert (other.test != static.test).any()
     assert (other.train != static.train).any()
+
+
+def test_the_fixed_key_is_no_runs_key() -> None:
+    seeds = jax.vmap(jax.random.key)(jnp.arange(1000))
+    runs = np.concatenate([jax.random.key_data(seeds), *_children(seeds)])
+    fixed = jax.random.key_data(jnp.stack([FIXED, *jax.random.split(FIXED)]))
+    assert not (runs[:, None] == np.asarray(fixed)[None]).all(axis=-1).any()
+
+
+def _children(keys: jax.Array) -> list[np.ndarray]:
+    split = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    return [np.asarray(jax.random.key_data(split[:, i])) for i in range(3)]
 
 
 def test_an_unknown_protocol_is_refused() -> None:

@@ -21,9 +21,9 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     optimizer = training.make_optimizer("adam", 0.1)
     step = training.make_step(jvae.elbo, optimizer)
     state, _ = step(make_state(), jax.random.uniform(jax.random.key(1), (5, 4)))
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
-        checkpoint.save(checkpoints, state, {"elbo": 0.0})
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         restored = checkpoint.restore_latest(checkpoints, make_state(seed=1))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (restored, state)))
@@ -31,20 +31,19 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, *parts)
 
 
-def test_the_latest_and_the_best_stay(tmp_path: Path) -> None:
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
-        for step, elbo in [(1, -5.0), (2, -1.0), (3, -4.0), (4, -3.0)]:
-            checkpoint.save(checkpoints, make_state(step=step), {"elbo": elbo})
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
-        assert sorted(checkpoints.all_steps()) == [2, 4]
-        assert checkpoints.best_step() == 2
+def test_the_latest_two_stay(tmp_path: Path) -> None:
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2, 3, 4):
+            checkpoint.save(checkpoints, make_state(step=step))
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        assert sorted(checkpoints.all_steps()) == [3, 4]
         assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 4
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
-        checkpoint.save(checkpoints, make_state(seed=0), {"elbo": 0.0})
-        checkpoint.save(checkpoints, make_state(seed=1), {"elbo": 1.0})
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, make_state(seed=0))
+        checkpoint.save(checkpoints, make_state(seed=1))
         restored = checkpoint.restore_latest(checkpoints, make_state(seed=2))
     first = make_state(seed=0)
     jax.tree.map(np.testing.assert_array_equal, restored.params, first.params)
@@ -52,7 +51,7 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
     with (
-        checkpoint.open_checkpoints(tmp_path / "none", best="elbo") as checkpoints,
+        checkpoint.open_checkpoints(tmp_path / "none") as checkpoints,
         pytest.raises(checkpoint.CheckpointError, match="no checkpoint in"),
     ):
         checkpoint.restore_latest(checkpoints, make_state())
@@ -60,7 +59,7 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("other", [{"latent_dim": 4}, {"optimizer": "sgd"}], ids=str)
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, int]) -> None:
-    with checkpoint.open_checkpoints(tmp_path, best="elbo") as checkpoints:
-        checkpoint.save(checkpoints, make_state(), {"elbo": 0.0})
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, make_state())
         with pytest.raises(checkpoint.CheckpointError, match="cannot be restored"):
             checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]

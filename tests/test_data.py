@@ -37,8 +37,12 @@ def arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path, arrays: dict[str, np.ndarray]) -> Path:
+def data_dir(
+    tmp_path: Path, arrays: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> Path:
     """A tiny MNIST in raw files."""
+    digest = data.content_sha256(arrays["train"], arrays["test"])
+    monkeypatch.setattr(data, "_MNIST_SHA256", digest)
     folder = tmp_path / "mnist"
     folder.mkdir()
     for part, file in FILES.items():
@@ -233,3 +237,12 @@ def test_values_inside_the_support_pass() -> None:
 def test_a_dataset_is_immutable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         data.load("mnist_5k").name = "mnist"  # type: ignore[misc]
+
+
+def test_other_images_under_mnists_file_names_are_refused(
+    data_dir: Path, arrays: dict[str, np.ndarray]
+) -> None:
+    other = idx(255 - arrays["train"])
+    (data_dir / "mnist" / FILES["train"]).write_bytes(gzip.compress(other))
+    with pytest.raises(data.DataError, match="these are other images"):
+        data.load("mnist", data_dir)

@@ -10,6 +10,7 @@ import jax.test_util
 import numpy as np
 import numpyro.distributions as numpyro_dist
 import pytest
+from compiling import quick_jit
 from standard_errors import SIGMAS, assert_mean_is
 
 from jvae.distributions import Bernoulli, DiagonalGaussian
@@ -50,8 +51,7 @@ def test_log_prob_and_mean_are_numpyros(
     if family == "bernoulli":
         value = (value > 0).astype(np.float32)
     with jax.numpy_rank_promotion("allow"):
-        expected = theirs.log_prob(value)
-        mean = theirs.mean
+        expected, mean = quick_jit(lambda p, value: (p.log_prob(value), p.mean))(theirs, value)
     log_prob = ours.log_prob(jnp.asarray(value))
     assert log_prob.shape == (5, *batch)
     np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
@@ -65,13 +65,39 @@ def test_gaussian_kl_is_numpyros(
     p, numpyro_p = draw("gaussian", (*batch, *event), event_ndim, seed=0)
     q, numpyro_q = draw("gaussian", event, event_ndim, seed=1)
     with jax.numpy_rank_promotion("allow"):
-        expected = numpyro_dist.kl_divergence(numpyro_p, numpyro_q.expand(batch))
+        kl = quick_jit(lambda p, q: numpyro_dist.kl_divergence(p, q.expand(batch)))
+        expected = kl(numpyro_p, numpyro_q)
     np.testing.assert_allclose(p.kl(q), expected, rtol=1e-5)
     per_dim = p.kl_per_dim(q)
     assert per_dim.shape == (*batch, *event)
     event_axes = tuple(range(len(batch), len(batch) + len(event)))
     np.testing.assert_allclose(per_dim.sum(event_axes), p.kl(q), rtol=1e-6)
     np.testing.assert_allclose(p.kl(p), np.zeros(batch), atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-3, 1e-5, 1e-8])
+def test_kl_vanishes_like_a_square(distance: float) -> None:
+    zeros = jnp.zeros(1000)
+    log_scale = distance * jnp.asarray(np.random.default_rng(0).normal(size=1000), jnp.float32)
+    per_dim = DiagonalGaussian(zeros, log_scale).kl_per_dim(DiagonalGaussian(zeros, zeros))
+    # ½ (exp(2t) - 1) - t = t² + O(t³), of which float32 leaves the rounding of t.
+    t = np.asarray(log_scale, np.float64)
+    np.testing.assert_array_less(
+        np.abs(per_dim - t**2), 2 * np.abs(t) ** 3 + 2**-22 * np.abs(t) + 1e-40
+    )
+
+
+def test_location_and_scale_broadcast() -> None:
+    loc, log_scale = jnp.arange(6.0).reshape(2, 3), jnp.array([0.0, 1.0, 2.0])
+    mixed = DiagonalGaussian(loc, log_scale)
+    full = DiagonalGaussian(loc, jnp.broadcast_to(log_scale, (2, 3)))
+    for a, b in zip(
+        mixed.sample_and_log_prob(jax.random.key(0)),
+        full.sample_and_log_prob(jax.random.key(0)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    np.testing.assert_allclose(mixed.log_prob(loc + 1), full.log_prob(loc + 1), rtol=1e-6)
 
 
 def test_kl_to_standard_normal_is_appendix_b() -> None:
@@ -117,7 +143,7 @@ def test_bernoulli_sums_to_one_and_kl_is_the_sum_over_outcomes() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_have_the_mean_and_the_covariance(family: str) -> None:
     p, _ = draw(family, (3,), 1, seed=0)
-    draws = jax.vmap(p.sample)(jax.random.split(jax.random.key(0), 40_000))
+    draws = quick_jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(0), 40_000))
     assert_mean_is(draws, p.mean)
     centred = np.asarray(draws - p.mean[None], np.float64)
     products = np.einsum("ni,nj->nij", centred, centred)

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
+from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from linear_gaussian import Exact
+from parts import CountingEncoder
 from standard_errors import ROUNDING, SIGMAS, assert_mean_is, mean_and_error
 from weights import random_params
 
@@ -40,13 +42,13 @@ def draws(
     """The bound for many keys, [draw, batch]."""
     keys = jax.random.split(jax.random.key(seed), NUM_DRAWS)
     given = jnp.asarray(x)
-    values = jax.jit(jax.vmap(lambda key: bound(params, given, key, **settings)))(keys)
+    values = quick_jit(jax.vmap(lambda key: bound(params, given, key, **settings)))(keys)
     return np.asarray(values, np.float64)
 
 
 def once(bound: Callable[..., Array], params: jvae.Params, x: Array, **settings: Any) -> np.ndarray:
     """The bound for one key: compiled, for speed."""
-    return np.asarray(jax.jit(partial(bound, **settings))(params, x, KEY))
+    return np.asarray(quick_jit(partial(bound, **settings))(params, x, KEY))
 
 
 def normal_log_prob(value: np.ndarray, loc: np.ndarray, scale: Any) -> np.ndarray:
@@ -90,7 +92,7 @@ def test_at_the_posterior_every_draw_is_log_px(
     expected = np.broadcast_to(Exact.of(params).log_px(x), (20, 3))
     keys = jax.random.split(KEY, 20)
     bound = partial(BOUNDS[name], num_samples=num_samples)
-    values = jax.jit(jax.vmap(lambda key: bound(params, jnp.asarray(x), key)))(keys)
+    values = quick_jit(jax.vmap(lambda key: bound(params, jnp.asarray(x), key)))(keys)
     np.testing.assert_allclose(values, expected, rtol=2e-5)
 
 
@@ -141,11 +143,11 @@ def test_importance_weights_average_to_px_and_the_bound_tightens(
 @pytest.mark.parametrize(("name", "num_samples"), [("sgvb_a", 1), ("sgvb_b", 3)])
 def test_gradients_average_to_the_exact_gradient(name: str, num_samples: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4))
-    exact = jax.jit(jax.grad(lambda p: linear_gaussian.elbo(p, x).sum()))(params)
+    exact = quick_jit(jax.grad(lambda p: linear_gaussian.elbo(p, x).sum()))(params)
     keys = jax.random.split(KEY, NUM_DRAWS)
     bound = partial(BOUNDS[name], num_samples=num_samples)
     gradient = jax.grad(lambda p, key: bound(p, x, key).sum())
-    estimates = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(params, keys)
+    estimates = quick_jit(jax.vmap(gradient, in_axes=(None, 0)))(params, keys)
     for network in ("encoder", "decoder"):
         expected = jax.tree.leaves(exact.weights[network])
         assert all(np.any(leaf) for leaf in expected)
@@ -164,8 +166,8 @@ def test_bounds_are_their_formulas_over_the_split_keys(name: str, num_samples: i
     params, x = linear_gaussian.make(4, 2, 0.8), data(4)
     exact = Exact.of(params)
     loc, scale = exact.q(x)
-    q = jvae.posterior(params, jnp.asarray(x))
-    z = np.stack([q.sample(key) for key in jax.random.split(KEY, num_samples)])
+    draw = quick_jit(lambda key: jvae.posterior(params, jnp.asarray(x)).sample(key))
+    z = np.stack([draw(key) for key in jax.random.split(KEY, num_samples)])
     log_px_z = normal_log_prob(x, z @ exact.W.T + exact.b, exact.sigma)
     log_w = log_px_z + normal_log_prob(z, np.zeros(2), 1.0) - normal_log_prob(z, loc, scale)
     kl = 0.5 * (loc**2 + scale**2 - 1 - np.log(scale**2))
@@ -241,7 +243,7 @@ def test_beta_and_free_bits_only_lower_the_bound() -> None:
         lambda free_nats: jvae.free_bits_elbo(params, x, KEY, free_nats=free_nats),
     ):
         # Traced, as a schedule gives it.
-        values = np.asarray(jax.jit(jax.vmap(bound))(jnp.array([0.0, 0.5, 1.0, 4.0])))
+        values = np.asarray(quick_jit(jax.vmap(bound))(jnp.array([0.0, 0.5, 1.0, 4.0])))
         assert (np.diff(values, axis=0) <= 0).all()
         assert (values[0] > values[-1]).all()
 
@@ -260,13 +262,19 @@ def test_minibatch_elbo_is_n_over_m_times_the_sum(name: str) -> None:
         np.testing.assert_allclose(default, value, rtol=1e-6)
 
 
+def test_a_dataset_may_be_larger_than_32_bits() -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4))
+    value = once(partial(jvae.minibatch_elbo, dataset_size=2**40), params, x)
+    np.testing.assert_allclose(value, 2.0**40 * once(jvae.elbo, params, x).mean(), rtol=1e-6)
+
+
 def test_minibatch_elbo_is_unbiased_over_all_minibatches() -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), data(4, num=6)
 
     def exact(params: jvae.Params, x: Array, key: PRNGKeyArray) -> Array:
         return linear_gaussian.elbo(params, x)
 
-    @jax.jit
+    @quick_jit
     def estimate(batch: Array) -> Array:
         return jvae.minibatch_elbo(params, batch, KEY, dataset_size=6, bound=exact)
 
@@ -281,7 +289,7 @@ def test_minibatch_elbo_is_unbiased_over_all_minibatches() -> None:
 # The shared contract.
 
 
-@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3), (0,)])
 @pytest.mark.parametrize("name", BOUNDS)
 def test_one_number_an_example(name: str, batch: tuple[int, ...]) -> None:
     params = linear_gaussian.make(4, 2, 1.0)
@@ -291,21 +299,6 @@ def test_one_number_an_example(name: str, batch: tuple[int, ...]) -> None:
     assert values.dtype == np.float32
     # Each example has noise of its own, though all are equal.
     assert len(np.unique(values)) == math.prod(batch)
-
-
-class CountingEncoder:
-    """Any object with init and apply stands in for a Linen module."""
-
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.shapes: list[tuple[int, ...]] = []
-
-    def init(self, key: PRNGKeyArray, x: Array) -> Any:
-        return self.inner.init(key, x)
-
-    def apply(self, weights: Any, x: Array) -> Any:
-        self.shapes.append(x.shape)
-        return self.inner.apply(weights, x)
 
 
 @pytest.mark.parametrize("name", BOUNDS)
@@ -340,9 +333,9 @@ def test_bounds_transform(name: str) -> None:
     eager = BOUNDS[name](members[0], x, KEY, num_samples=2)
     np.testing.assert_allclose(eager, values[0], rtol=1e-5)
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    together = jax.jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
+    together = quick_jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
     np.testing.assert_allclose(together, values, rtol=1e-5)
-    gradient = jax.jit(jax.grad(lambda params: BOUNDS[name](params, x, KEY).sum()))(members[0])
+    gradient = quick_jit(jax.grad(lambda params: BOUNDS[name](params, x, KEY).sum()))(members[0])
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -378,6 +371,37 @@ def test_a_traced_number_is_refused() -> None:
         jvae.minibatch_elbo(params, x, KEY, dataset_size=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class NoKL:
+    """A posterior that can be sampled, and no more."""
+
+    inner: Any
+
+    def sample_and_log_prob(self, key: PRNGKeyArray) -> tuple[Array, Array]:
+        value, log_prob = self.inner.sample_and_log_prob(key)
+        return value, log_prob
+
+
+@dataclasses.dataclass(frozen=True)
+class NoKLFamily:
+    """The family of `NoKL`."""
+
+    outputs_per_entry: int = 2
+
+    def __call__(self, outputs: tuple[Array, ...], event_ndim: int) -> NoKL:
+        return NoKL(jvae.Gaussian()(outputs, event_ndim))
+
+
+def test_a_posterior_without_a_closed_form_is_sent_to_sgvb_a() -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4))
+    encoder = params.model.encoder.clone(family=NoKLFamily())
+    without = jvae.Params(params.weights, dataclasses.replace(params.model, encoder=encoder))
+    np.testing.assert_array_equal(once(jvae.sgvb_a, without, x), once(jvae.sgvb_a, params, x))
+    for name in ("sgvb_b", "beta_elbo", "free_bits_elbo"):
+        with pytest.raises(TypeError, match=r"NoKL has no closed-form kl.*jvae\.sgvb_a"):
+            BOUNDS[name](without, x, KEY)
+
+
 def test_saturated_decoders_train() -> None:
     """Weights a thousand times too large give finite bounds and finite gradients."""
     params = random_params(jvae.VAE.mlp((6,), 2, hidden=(4,)), scale=1.0)
@@ -385,6 +409,6 @@ def test_saturated_decoders_train() -> None:
     params = dataclasses.replace(params, weights={**params.weights, "decoder": decoder})
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 6)), jnp.float32)
     value_and_grad = jax.value_and_grad(lambda params: jvae.elbo(params, x, KEY).mean())
-    value, gradient = jax.jit(value_and_grad)(params)
+    value, gradient = quick_jit(value_and_grad)(params)
     assert value < -1e3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))

@@ -1,5 +1,5 @@
+import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from jaxtyping import Array
+from compiling import quick_jit
 from linear_gaussian import Exact
+from parts import CountingEncoder
 from standard_errors import SIGMAS, assert_mean_is
 
 import jvae
@@ -59,7 +60,7 @@ def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samp
     x = data(4, num)
     loc, scale = exact.q(x)
     keys = jax.vmap(partial(jax.random.split, num=num_samples))(jax.random.split(KEY, num))
-    eps = jax.jit(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,)))))(keys)
+    eps = quick_jit(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,)))))(keys)
     eps = np.asarray(eps, np.float64)
     z = loc[:, None] + scale[:, None] * eps
     residual = (x[:, None] - z @ exact.W.T - exact.b) / exact.sigma
@@ -105,7 +106,8 @@ def test_memory_is_bounded() -> None:
     x = jax.ShapeDtypeStruct((200, 28, 28), jnp.float32)
 
     def largest_and_temporary_bytes(num_samples: int) -> tuple[int, int]:
-        traced = jvae.log_likelihood.trace(params, x, KEY, num_samples=num_samples)
+        log_likelihood = jax.jit(partial(jvae.log_likelihood, num_samples=num_samples))
+        traced = log_likelihood.trace(params, x, KEY)
         analysis: Any = traced.lower().compile().memory_analysis()
         return largest_array(traced.jaxpr.jaxpr), analysis.temp_size_in_bytes
 
@@ -119,19 +121,23 @@ def test_memory_is_bounded() -> None:
     assert with_20000[1] - temporary < 10 * 12 * 15_000
 
 
-BOUNDS: dict[str, Callable[..., Array]] = {"elbo": jvae.elbo, "iwae": jvae.iwae}
-
-
-@pytest.mark.parametrize("name", BOUNDS)
-def test_bounds_by_example_do_not_depend_on_the_batch(name: str) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 500])
+def test_bounds_by_example_do_not_depend_on_the_batch(batch_size: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))
     keys = jax.random.split(KEY, 10)
-    expected = jax.jit(jax.vmap(BOUNDS[name], (None, 0, 0)))(params, x, keys)
-    for batch_size in (1, 3, 10, 500):
-        values = evaluation.bound_by_example(
-            params, x, KEY, bound=BOUNDS[name], batch_size=batch_size
-        )
-        np.testing.assert_allclose(values, expected, rtol=1e-5)
+    expected = quick_jit(jax.vmap(jvae.iwae, (None, 0, 0)))(params, x, keys)
+    by_example = partial(evaluation.bound_by_example, bound=jvae.iwae, batch_size=batch_size)
+    np.testing.assert_allclose(quick_jit(by_example)(params, x, KEY), expected, rtol=1e-5)
+
+
+def test_likelihood_is_compiled_once_a_shape() -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 2))
+    encoder = CountingEncoder(params.model.encoder)
+    counted = jvae.Params(params.weights, dataclasses.replace(params.model, encoder=encoder))
+    jvae.log_likelihood(counted, x, KEY, num_samples=3)
+    calls = len(encoder.shapes)
+    jvae.log_likelihood(counted, x + 1, jax.random.key(1), num_samples=3)
+    assert len(encoder.shapes) == calls > 0
 
 
 def test_log_mean_exp_neither_overflows_nor_loses_a_zero_weight() -> None:

@@ -2,19 +2,23 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jvae
-from jvae import checkpoint, training
+from jvae import binarisation, checkpoint, networks, training
 from jvae.experiments import job, mnist, run_folder
 from jvae.experiments.interrupt import Interrupted
 
@@ -38,7 +42,7 @@ def last_state(folder: Path, config: mnist.Config = SMALL) -> training.TrainStat
     model = jvae.VAE.mlp(hidden=config.hidden, latent_dim=config.latent_dim)
     optimizer = training.make_optimizer(config.optimizer, config.learning_rate)
     like = training.init(jvae.init(model, jax.random.key(9)), optimizer, jax.random.key(9))
-    with checkpoint.open_checkpoints(folder / "checkpoints", best="test_elbo") as checkpoints:
+    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoint.restore_latest(checkpoints, like)
 
 
@@ -129,22 +133,42 @@ def test_a_run_stopped_between_checkpoints_goes_on_from_where_it_stopped(
     assert metrics(folder) == metrics(whole)
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_after_training_keeps_the_training(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    signum: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "stopped"
 
     def interrupt(*args: object, **kwargs: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signum)
 
     with monkeypatch.context() as patch:
         patch.setattr(jvae, "log_likelihood", interrupt)
-        with pytest.raises(Interrupted, match="before the results"):
+        with pytest.raises(Interrupted, match="--resume --out") as caught:
             run_into(folder)
+    assert caught.value.exit_code == 128 + signum
     assert not (folder / "result.json").exists()
     run_into(folder, resume=True)
     assert metrics(folder) == metrics(whole)
     assert (folder / "result.json").exists()
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "killed"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / "checkpoints")
+    run_into(folder, resume=True)
+    assert metrics(folder) == metrics(whole)
+
+
+def test_a_resume_with_fewer_epochs_reports_the_epochs_done(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    result = run_into(folder, resume=True, epochs=1)
+    assert (result["epochs"], result["steps"]) == (4, 160)
+    settings = run_folder.read_settings(folder)
+    assert settings["epochs"] == 4
+    assert [resumed["epochs"] for resumed in settings["resumed_with"]] == [1]
 
 
 def test_lines_after_the_checkpoint_are_written_again(whole: Path, tmp_path: Path) -> None:
@@ -235,6 +259,12 @@ def test_a_bound_that_is_not_finite_ends_the_run(
     config = dataclasses.replace(SMALL, latent_dim=20, optimizer="sgd")
     good = last_state(folder, config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good.params))
+    # From there another learning rate goes on, and the failure is history.
+    resumed = run_into(
+        folder, config, hidden=(50,), learning_rate=1e-4, epochs=1, checkpoint_every=5, resume=True
+    )
+    assert resumed["steps"] == 40
+    assert not (folder / "failure.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -247,6 +277,7 @@ def test_a_bound_that_is_not_finite_ends_the_run(
         ("--learning-rate 0", "--learning-rate must be positive, got 0.0"),
         ("--learning-rate nan", "--learning-rate must be positive, got nan"),
         ("--clip-norm -1", "--clip-norm must be positive, got -1.0"),
+        ("--bound iwae", "--num-samples must be at least 2 with --bound iwae"),
         ("--seed -1", "--seed must be between 0 and 2**32 - 1, got -1"),
         ("--binarisation grey", "grey"),
         ("--latents 3", "--latents"),
@@ -313,6 +344,27 @@ def test_help_explains_every_flag(
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     for field in dataclasses.fields(mnist.Config):
-        assert "--" + field.name.replace("_", "-") in text
-    for name in job.BOUNDS:
-        assert name in text
+        assert re.search(rf"--{field.name.replace('_', '-')}\b", text)
+
+
+@pytest.mark.parametrize(
+    ("field", "table"),
+    [
+        ("bound", job.BOUNDS),
+        ("optimizer", training.OPTIMIZERS),
+        ("activation", networks.ACTIVATIONS),
+        ("initialiser", networks.INITIALISERS),
+        ("binarisation", binarisation.BINARISATIONS),
+    ],
+)
+def test_flags_offer_what_the_tables_have(field: str, table: dict[str, object]) -> None:
+    offered = typing.get_args(typing.get_type_hints(mnist.Config)[field])
+    assert set(offered) == set(table)
+
+
+def test_no_key_of_a_run_is_that_of_the_fixed_draw() -> None:
+    fixed = jax.random.split(binarisation.fixed_draw_key())
+    for seed in range(50):
+        run_keys = jax.random.split(jax.random.key(seed), len(job.Keys._fields))
+        both = jax.random.key_data(jnp.concatenate([fixed, run_keys]))
+        assert len(np.unique(both, axis=0)) == len(both)

@@ -126,9 +126,21 @@ def test_likelihoods_by_name_are_the_families() -> None:
     assert jvae.VAE.mlp(likelihood="gaussian") == jvae.VAE.mlp(likelihood=jvae.Gaussian())
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
-def test_a_scale_that_is_none_is_refused(scale: float) -> None:
-    with pytest.raises(ValueError, match=rf"positive and finite.*{scale}"):
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("scale", "error", "words"),
+    [
+        (0.0, ValueError, "positive and finite.*0.0"),
+        (-1.0, ValueError, "positive and finite.*-1.0"),
+        (math.inf, ValueError, "positive and finite.*inf"),
+        (math.nan, ValueError, "positive and finite.*nan"),
+        (True, TypeError, "Python number.*True"),
+        ("0.5", TypeError, "Python number.*'0.5'"),
+        (jnp.array(0.5), TypeError, "Python number.*Array"),
+    ],
+)
+def test_a_scale_that_is_none_is_refused(scale: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
         jvae.Gaussian(scale=scale)
 
 

@@ -199,6 +199,18 @@ def test_an_epoch_can_be_run_again_from_its_first_state() -> None:
     assert start.step == 0
 
 
+def test_an_epoch_takes_an_order_so_that_an_ensemble_can_share_it() -> None:
+    state = training.init(toy_params(), optax.sgd(0.1), KEY)
+    epoch = training.make_epoch(recorder, batch_size=3)
+    order = np.array([[3, 1, 0], [2, 2, 5]])
+    np.testing.assert_array_equal(epoch(state, jnp.arange(6), order)[1].bound, order)
+    states = jax.vmap(lambda key: training.init(toy_params(), optax.sgd(0.1), key))(
+        jax.random.split(KEY, 2)
+    )
+    _, info = jax.vmap(epoch, in_axes=(0, None, None))(states, jnp.arange(6), order)
+    np.testing.assert_array_equal(info.bound, np.stack([order, order]))
+
+
 @pytest.mark.parametrize("batch_size", [0, 9])
 def test_a_batch_size_that_cannot_be_is_refused(batch_size: int) -> None:
     state = training.init(toy_params(), optax.sgd(0.1), KEY)

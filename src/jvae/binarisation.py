@@ -3,15 +3,13 @@
 Numbers obtained under two binarisations never compare: they are densities of different data.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
-# (images, key) -> images or x
-Preprocess = Callable[[Array, PRNGKeyArray], Array]
+from jvae.training import Preprocess
 
 
 def grey(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
@@ -39,13 +37,14 @@ class Binarisation(NamedTuple):
 
     Attributes:
       description: one line, which results carry.
-      once: uint8 images to uint8 images; made of the test images once, and of the training
-        images too unless they are drawn at each visit.
+      train_once: what the training images become once, from uint8 to uint8.
+      test_once: what the test images become once, from uint8 to uint8.
       each_visit: from a batch of uint8 training images to x.
     """
 
     description: str
-    once: Preprocess
+    train_once: Preprocess
+    test_once: Preprocess
     each_visit: Preprocess
 
 
@@ -63,8 +62,13 @@ class Prepared(NamedTuple):
     preprocess: Preprocess
 
 
-# One draw for everybody: results of different seeds then stand on the same test set.
-FIXED_DRAW_SEED = 0
+def fixed_draw_key() -> PRNGKeyArray:
+    """The key of what is drawn once: results of all seeds stand on the same test set.
+
+    Folded from an arbitrary number, so that no run's keys, which are split from
+    `jax.random.key(seed)`, ever are this key or its children.
+    """
+    return jax.random.fold_in(jax.random.key(0), 20131220)
 
 
 def _unchanged(images: Array, key: PRNGKeyArray) -> Array:
@@ -84,22 +88,28 @@ def _draw(images: Array, key: PRNGKeyArray) -> Array:
 BINARISATIONS: dict[str, Binarisation] = {
     "none": Binarisation(
         "grey targets in [0, 1] under a Bernoulli likelihood: no density of anything",
-        once=_unchanged,
+        train_once=_unchanged,
+        test_once=_unchanged,
         each_visit=grey,
     ),
     "dynamic": Binarisation(
         "dynamic: training pixels drawn Bernoulli(value) at each visit, test pixels once with a "
         "fixed key",
-        once=_draw,
+        train_once=_unchanged,
+        test_once=_draw,
         each_visit=bernoulli,
     ),
     "static": Binarisation(
         "static: training and test pixels drawn Bernoulli(value) once with a fixed key",
-        once=_draw,
+        train_once=_draw,
+        test_once=_draw,
         each_visit=grey,
     ),
     "threshold": Binarisation(
-        "threshold: pixels are 1 where value >= 128", once=_threshold, each_visit=grey
+        "threshold: pixels are 1 where value >= 128",
+        train_once=_threshold,
+        test_once=_threshold,
+        each_visit=grey,
     ),
 }
 
@@ -113,8 +123,7 @@ def prepare(
       name: a name in `BINARISATIONS`.
       train: uint8 [num, *data_shape].
       test: uint8 [num, *data_shape].
-      key: for what is drawn once; `jax.random.key(FIXED_DRAW_SEED)` unless the draw itself is
-        the subject.
+      key: for what is drawn once; `fixed_draw_key()` unless the draw itself is the subject.
 
     Raises:
       ValueError: an unknown name.
@@ -123,9 +132,8 @@ def prepare(
         raise ValueError(f"unknown binarisation {name!r}: expected one of {list(BINARISATIONS)}")
     protocol = BINARISATIONS[name]
     train_key, test_key = jax.random.split(key)
-    drawn_each_visit = protocol.each_visit is bernoulli
     return Prepared(
-        train=train if drawn_each_visit else protocol.once(train, train_key),
-        test=grey(protocol.once(test, test_key), test_key),
+        train=protocol.train_once(train, train_key),
+        test=grey(protocol.test_once(test, test_key), test_key),
         preprocess=protocol.each_visit,
     )

@@ -1,7 +1,7 @@
 """Save and restore a training state with Orbax."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
@@ -20,39 +20,26 @@ class CheckpointError(RuntimeError):
 
 
 @contextmanager
-def open_checkpoints(directory: Path, *, best: str) -> Iterator[Checkpoints]:
-    """The checkpoints in `directory`, of which the latest and the one with the highest `best` stay.
+def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
+    """The checkpoints in `directory`, of which the latest two stay.
 
     Saves are atomic and run beside the training; leaving the context waits for them.
 
     Args:
       directory: made when missing.
-      best: a name among the metrics that `save` is given; higher is better.
     """
-
-    def value(metrics: Mapping[str, float]) -> float:
-        return metrics[best]
-
     options = ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True,
-        best_fn=value,
-        best_mode="max",
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(1),
-                checkpoint_managers.BestN(get_metric_fn=value, n=1),
-            ]
-        ),
+        cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.LatestN(2)
     )
     with ocp.CheckpointManager(directory.absolute(), options=options) as checkpoints:
         yield checkpoints
 
 
-def save(checkpoints: Checkpoints, state: TrainState, metrics: Mapping[str, float]) -> None:
+def save(checkpoints: Checkpoints, state: TrainState) -> None:
     """Save `state` under its step, unless that step is there already."""
     step = int(state.step)
     if step not in checkpoints.all_steps():
-        checkpoints.save(step, args=ocp.args.StandardSave(state), metrics=dict(metrics))
+        checkpoints.save(step, args=ocp.args.StandardSave(state))
 
 
 def restore_latest(checkpoints: Checkpoints, like: TrainState) -> TrainState:

@@ -13,7 +13,8 @@ import numpy as np
 
 _MNIST_5K_SHA256 = "5a67ad96a5e81ba105516ad6f98d16d0da396dea8a0593301e34ab26bd62061f"
 
-# SHA-256 of each file uncompressed, so that a file gzipped again is still the same.
+# Of the images' content, as `content_sha256` takes it: Fashion-MNIST has the same file names.
+_MNIST_SHA256 = "af0453f450034686886fcc93115c429dc0e14fbe74b042870e08b758f49fc19f"
 _MNIST_FILES = {
     "train": "train-images-idx3-ubyte.gz",
     "train_labels": "train-labels-idx1-ubyte.gz",
@@ -108,6 +109,12 @@ def _load_mnist(data_dir: Path | None) -> Dataset:
             )
         if len(images) != len(labels):
             raise DataError(f"{folder}: {len(images)} {part} images but {len(labels)} labels")
+    digest = content_sha256(arrays["train"], arrays["test"])
+    if digest != _MNIST_SHA256:
+        raise DataError(
+            f"{folder} holds images of SHA-256 {digest}, MNIST's is {_MNIST_SHA256}: these are "
+            "other images (Fashion-MNIST and its kin use the same file names)"
+        )
     return _dataset("mnist", arrays, source=str(folder))
 
 

@@ -24,9 +24,11 @@ def _align(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
     The event comes back as one axis: on CPU XLA loops over two short axes more slowly.
     """
     event = _event_shape(event_ndim, parameters[0])
-    if _event_shape(event_ndim, value) != event:
-        raise ValueError(f"value must end in the event shape {event}, got shape {value.shape}")
-    arrays = (a.reshape(*a.shape[: a.ndim - event_ndim], -1) for a in (value, *parameters))
+    for array in (value, *parameters):
+        if _event_shape(event_ndim, array) != event:
+            raise ValueError(f"value must end in the event shape {event}, got shape {array.shape}")
+    size = math.prod(event)
+    arrays = (a.reshape(*a.shape[: a.ndim - event_ndim], size) for a in (value, *parameters))
     return jnp.broadcast_arrays(*arrays)
 
 
@@ -89,9 +91,10 @@ class DiagonalGaussian:
         The density is taken from the noise itself, not from (z - μ) / σ: exact where σ is so
         small that z rounds to μ, and with the same gradient.
         """
-        eps = jax.random.normal(key, self.loc.shape, self.loc.dtype)
-        z = self.loc + self.scale * eps
-        return z, self._log_prob_of_noise(*_align(self.event_ndim, eps, self.log_scale))
+        loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
+        eps = jax.random.normal(key, loc.shape, loc.dtype)
+        z = loc + jnp.exp(log_scale) * eps
+        return z, self._log_prob_of_noise(*_align(self.event_ndim, eps, log_scale))
 
     def _log_prob_of_noise(self, eps: Array, log_scale: Array) -> Array:
         terms = -0.5 * jnp.square(eps) - log_scale - 0.5 * math.log(2 * math.pi)
@@ -123,7 +126,8 @@ class DiagonalGaussian:
         )
         log_ratio = log_scale - other_log_scale  # of logs: no σ² to overflow or vanish
         distance = (loc - other_loc) * jnp.exp(-other_log_scale)
-        return 0.5 * (jnp.exp(2 * log_ratio) + jnp.square(distance) - 1) - log_ratio
+        # expm1: near q = p, where latents collapse to, exp(·) - 1 rounds to a negative KL.
+        return 0.5 * (jnp.expm1(2 * log_ratio) + jnp.square(distance)) - log_ratio
 
 
 # One exp and one log1p a value, shared with the gradient: twice as fast on CPU as

@@ -63,6 +63,15 @@ def _sample_log_densities(
     return q, jax.vmap(lambda k: log_densities(params, q, x, k))(keys)
 
 
+def _closed_form(method: str, q: Any, p: Any) -> Array:
+    if not hasattr(q, method):
+        raise TypeError(
+            f"{type(q).__name__} has no closed-form {method}: use a bound that needs none, such as "
+            "jvae.sgvb_a"
+        )
+    return getattr(q, method)(p)
+
+
 def sgvb_a(
     params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 1
 ) -> Float[Array, "*batch"]:
@@ -114,7 +123,7 @@ def sgvb_b(
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
     q, logs = _sample_log_densities(params, x, key, num_samples)
-    return logs.px_z.mean(axis=0) - q.kl(prior(params))
+    return logs.px_z.mean(axis=0) - _closed_form("kl", q, prior(params))
 
 
 elbo = sgvb_b
@@ -179,7 +188,7 @@ def beta_elbo(
       ValueError: as `sgvb_b`.
     """
     q, logs = _sample_log_densities(params, x, key, num_samples)
-    return logs.px_z.mean(axis=0) - beta * q.kl(prior(params))
+    return logs.px_z.mean(axis=0) - beta * _closed_form("kl", q, prior(params))
 
 
 def free_bits_elbo(
@@ -210,8 +219,9 @@ def free_bits_elbo(
       ValueError: as `sgvb_b`.
     """
     q, logs = _sample_log_densities(params, x, key, num_samples)
-    kl = jnp.maximum(free_nats, q.kl_per_dim(prior(params))).sum(axis=-1)
-    return logs.px_z.mean(axis=0) - kl
+    kl = jnp.maximum(free_nats, _closed_form("kl_per_dim", q, prior(params)))
+    event_axes = tuple(range(logs.px_z.ndim - 1, kl.ndim))
+    return logs.px_z.mean(axis=0) - kl.sum(axis=event_axes)
 
 
 def minibatch_elbo(
@@ -241,4 +251,5 @@ def minibatch_elbo(
       TypeError: as `bound`, or `dataset_size` is no static int.
       ValueError: as `bound`, or `dataset_size` is below 1.
     """
-    return check_count("dataset_size", dataset_size) * bound(params, x, key).mean()
+    # As a float: N may exceed 32 bits.
+    return float(check_count("dataset_size", dataset_size)) * bound(params, x, key).mean()

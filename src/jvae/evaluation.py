@@ -1,6 +1,7 @@
 """Estimates of log p(x) and of bounds over whole datasets, in bounded memory."""
 
 import functools
+import math
 
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
@@ -13,7 +14,6 @@ from jvae.models import Params, check_data, posterior
 _ROWS = 1000
 
 
-@functools.partial(jax.jit, static_argnames="num_samples")
 def log_likelihood(
     params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 5000
 ) -> Float[Array, "*batch"]:
@@ -39,11 +39,15 @@ def log_likelihood(
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
     check_key(key)
-    num_samples = check_count("num_samples", num_samples)
-    x = check_data(params, x)
-    batch = x.shape[: x.ndim - len(params.model.data_shape)]
-    flat = x.reshape(-1, *params.model.data_shape)
+    return _log_likelihood(
+        params, check_data(params, x), key, check_count("num_samples", num_samples)
+    )
 
+
+@functools.partial(jax.jit, static_argnums=3)
+def _log_likelihood(
+    params: Params, x: Float[Array, "..."], key: PRNGKeyArray, num_samples: int
+) -> Float[Array, "*batch"]:
     def estimate(example: tuple[Array, PRNGKeyArray]) -> Array:
         x, key = example
         q = posterior(params, x)
@@ -54,12 +58,14 @@ def log_likelihood(
         )
         return log_mean_exp(log_w)
 
+    data_shape = params.model.data_shape
+    batch = x.shape[: x.ndim - len(data_shape)]
+    flat = x.reshape(math.prod(batch), *data_shape)
     keys = jax.random.split(key, flat.shape[0])
     examples_at_once = max(1, _ROWS // num_samples)
     return jax.lax.map(estimate, (flat, keys), batch_size=examples_at_once).reshape(batch)
 
 
-@functools.partial(jax.jit, static_argnames=("bound", "batch_size"))
 def bound_by_example(
     params: Params,
     x: Shaped[Array, "num ..."],
@@ -81,7 +87,18 @@ def bound_by_example(
 
     Returns:
       [num] nats. Its mean's standard error is `std(ddof=1) / sqrt(num)`.
+
+    Raises:
+      TypeError: `key` is no typed key.
+      ValueError: `batch_size` is below 1; and as `bound`.
     """
     check_key(key)
+    return _bound_by_example(params, x, key, bound, check_count("batch_size", batch_size))
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))
+def _bound_by_example(
+    params: Params, x: Shaped[Array, "num ..."], key: PRNGKeyArray, bound: Bound, batch_size: int
+) -> Float[Array, "num"]:
     keys = jax.random.split(key, x.shape[0])
     return jax.lax.map(lambda e: bound(params, *e), (x, keys), batch_size=batch_size)

@@ -64,8 +64,7 @@ class VAE:
           TypeError: an argument of the wrong kind.
           ValueError: a size below 1 or an unknown name.
         """
-        data_shape = tuple(check_count("data_shape", n) for n in data_shape)
-        hidden = tuple(check_count("hidden", n) for n in hidden)
+        data_shape, hidden = _sizes("data_shape", data_shape), _sizes("hidden", hidden)
         latent_dim = check_count("latent_dim", latent_dim)
         if isinstance(activation, str):
             _check_name("activation", activation, networks.ACTIVATIONS)
@@ -75,7 +74,7 @@ class VAE:
         if isinstance(likelihood, str):
             _check_name("likelihood", likelihood, networks.FAMILIES)
             likelihood = networks.FAMILIES[likelihood]
-        elif not isinstance(likelihood, networks.Family):
+        elif isinstance(likelihood, type) or not isinstance(likelihood, networks.Family):
             raise TypeError(
                 f"likelihood must be one of {sorted(networks.FAMILIES)}, jvae.Bernoulli() or "
                 f"jvae.Gaussian(...), got {likelihood!r}"
@@ -120,10 +119,15 @@ def init(model: VAE, key: PRNGKeyArray) -> Params:
       key: a typed PRNG key.
 
     Raises:
-      TypeError: `model` cannot be hashed or compared (it holds a list, an array or a lambda;
-        the message names the field), or `key` is no typed key.
+      TypeError: `model` is no model or cannot be hashed and compared (it holds a list, an array,
+        a lambda; the message names the field), or `key` is no typed key.
     """
     check_key(key)
+    missing = [n for n in ("data_shape", "encoder", "decoder", "prior") if not hasattr(model, n)]
+    if missing:
+        raise TypeError(
+            f"model must be as jvae.VAE is, got {type(model).__name__} without {', '.join(missing)}"
+        )
     _check_static(model)
     return Params(weights=_init_weights(model, key), model=model)
 
@@ -181,12 +185,16 @@ def likelihood(params: Params, z: Any) -> Any:
       Kingma & Welling (2014), App. C.
 
     Raises:
-      TypeError: `params` is no `Params`, or `z` is not floating point.
-      ValueError: `z` does not end in the shape of a sample of the prior.
+      TypeError: `params` is no `Params`, or `z` is not floating point where the prior is.
+      ValueError: `z` does not end in the shape of a sample of the prior, or is another pytree.
     """
     _check_params(params)
     expected = jax.eval_shape(lambda p: prior(p).sample(jax.random.key(0)), params)
-    z = jax.tree.map(lambda e, leaf: _check_array("z", leaf, e.shape), expected, z)
+    given: Any = jax.tree.structure(z)
+    wanted: Any = jax.tree.structure(expected)
+    if given != wanted:
+        raise ValueError(f"z must be {wanted}, as the prior samples it, got {given}")
+    z = jax.tree.map(_check_latent, expected, z)
     return params.model.decoder.apply(params.weights["decoder"], z)
 
 
@@ -224,19 +232,33 @@ def check_data(params: Params, x: Any) -> Float[Array, "..."]:
       TypeError: `x` is not floating point.
       ValueError: `x` has another trailing shape.
     """
-    return _check_array("x", x, params.model.data_shape)
-
-
-def _check_array(name: str, value: Any, trailing: tuple[int, ...]) -> Array:
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(
-            f"{name} must be floating point, got {array.dtype} of shape {array.shape}: "
-            "convert it first, for 8-bit images with x / 255.0"
+            f"x must be floating point, got {x.dtype} of shape {x.shape}: convert it first, 8-bit "
+            "images with x / 255.0"
         )
+    _check_trailing("x", x, params.model.data_shape)
+    return x
+
+
+def _check_latent(expected: jax.ShapeDtypeStruct, z: Any) -> Array:
+    z = jnp.asarray(z)
+    if jnp.issubdtype(expected.dtype, jnp.floating) and not jnp.issubdtype(z.dtype, jnp.floating):
+        raise TypeError(f"z must be floating point, got {z.dtype} of shape {z.shape}")
+    _check_trailing("z", z, expected.shape)
+    return z
+
+
+def _check_trailing(name: str, array: Array, trailing: tuple[int, ...]) -> None:
     if array.shape[max(array.ndim - len(trailing), 0) :] != trailing:
         raise ValueError(f"{name} must have shape [*batch, *{trailing}], got {array.shape}")
-    return array
+
+
+def _sizes(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be a tuple of ints, got {values!r}: write ({values!r},)")
+    return tuple(check_count(name, value) for value in values)
 
 
 def _check_params(params: Any) -> None:
@@ -255,10 +277,10 @@ def _check_name(name: str, value: str, known: Iterable[str]) -> None:
 def _check_static(model: Any) -> None:
     """A static field of a pytree is hashed and compared at every dispatch of a jitted function."""
     for path, value in _fields("model", model):
-        if callable(value) and getattr(value, "__name__", "") == "<lambda>":
+        if isinstance(value, functools.partial) or "<" in getattr(value, "__qualname__", ""):
             raise TypeError(
-                f"{path} is a lambda, which makes equal models unequal (each would compile "
-                "anew): use a named function of a module"
+                f"{path} is a lambda, a partial or a function inside a function, which make equal "
+                "models unequal (each would compile anew): use a function of a module"
             )
         try:
             hash(value)

@@ -87,14 +87,19 @@ class Gaussian:
       sigmoid_mean: pass the mean through a sigmoid, for data in (0, 1) as Frey Face.
 
     Raises:
-      ValueError: `scale` is not a positive finite number.
+      TypeError: `scale` is no Python number.
+      ValueError: `scale` is not positive and finite.
     """
 
     scale: float | None = None
     sigmoid_mean: bool = False
 
     def __post_init__(self) -> None:
-        if self.scale is not None and not 0 < self.scale < math.inf:
+        if self.scale is None:
+            return
+        if isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
+            raise TypeError(f"scale must be a Python number or None, got {self.scale!r}")
+        if not 0 < self.scale < math.inf:
             raise ValueError(f"scale must be positive and finite, or None, got {self.scale!r}")
 
     @property
@@ -145,7 +150,7 @@ class MLP(nn.Module):
         )
         kernel_init, bias_init = INITIALISERS[self.initialiser]
         batch = inputs.shape[: inputs.ndim - self.input_ndim]
-        h = inputs.reshape(math.prod(batch), -1)  # rows: faster than one axis a batch axis
+        h = inputs.reshape(math.prod(batch), math.prod(inputs.shape[len(batch) :]))
         for i, size in enumerate(self.hidden):
             layer = nn.Dense(size, name=f"hidden_{i}", kernel_init=kernel_init, bias_init=bias_init)
             h = activation(layer(h))

@@ -47,7 +47,7 @@ class StepKeys(NamedTuple):
 
 
 Step = Callable[[TrainState, Any], tuple[TrainState, StepInfo]]
-Epoch = Callable[[TrainState, Any], tuple[TrainState, StepInfo]]
+Epoch = Callable[..., tuple[TrainState, StepInfo]]
 Preprocess = Callable[[Array, PRNGKeyArray], Array]
 
 
@@ -56,7 +56,7 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
       step: the first step whose bound was not finite, or the last step of the epoch where only
-        the weights were not.
+        the weights or the optimizer's state were not.
       bound: that step's bound, in nats per example.
       last_good_state: the state before the epoch of that step, all finite.
     """
@@ -88,7 +88,8 @@ def init(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyAr
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
+        # Some optimizers keep the weights they are given: those too must be copies.
+        opt_state=jax.tree.map(jnp.copy, optimizer.init(params)),
         key=jax.random.clone(key),
     )
 
@@ -137,9 +138,11 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
         such as a binarisation; None when the data is x already.
 
     Returns:
-      `epoch(state, data) -> (state, info)`, data [num, *data_shape] in any dtype that
-      `preprocess` takes, info stacked over steps. The state given stays valid, so that a caller
-      can go back to it. The order of examples is drawn from the state's key and step.
+      `epoch(state, data, order=None) -> (state, info)`, data [num, *data_shape] in any dtype
+      that `preprocess` takes, info stacked over steps. The state given stays valid, so that a
+      caller can go back to it. `order` [steps, batch_size] are the indices of each step's
+      examples; by default `shuffled_batches` draws them from the state's key and step. That is
+      work for the host: under `jit` and `vmap` (over states, an ensemble) `order` must be given.
 
     Raises:
       TypeError: `batch_size` is no int.
@@ -161,9 +164,14 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
         return jax.lax.scan(body, state, indices)
 
-    def epoch(state: TrainState, data: Shaped[Array, "num ..."]) -> tuple[TrainState, StepInfo]:
-        order = shuffled_batches(step_keys(state).shuffle, data.shape[0], batch_size)
-        return run(state, data, order)
+    def epoch(
+        state: TrainState,
+        data: Shaped[Array, "num ..."],
+        order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
+    ) -> tuple[TrainState, StepInfo]:
+        if order is None:
+            order = shuffled_batches(step_keys(state).shuffle, data.shape[0], batch_size)
+        return run(state, data, jnp.asarray(order))
 
     return epoch
 
@@ -218,7 +226,7 @@ def fit(
         bad = np.flatnonzero(~np.isfinite(info.bound))
         if bad.size:
             raise NonFiniteError(int(before.step) + int(bad[0]), float(info.bound[bad[0]]), before)
-        if not _all_finite(state.params):
+        if not _all_finite((state.params, state.opt_state)):
             raise NonFiniteError(int(state.step) - 1, float(info.bound[-1]), before)
         if on_epoch is not None and on_epoch(state, info):
             break

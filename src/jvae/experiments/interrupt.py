@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that training looks at between epochs."""
+"""Ctrl-C and SIGTERM: noted while an epoch runs, acted on at once elsewhere."""
 
 import signal
 import threading
@@ -7,44 +7,48 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 - as KeyboardInterrupt, it is no error
-    """A signal ended the run; the message says what was saved and how to go on."""
+class Interrupted(BaseException):  # as KeyboardInterrupt: no error, and no handler's of errors
+    """SIGINT or SIGTERM came; once a run catches it, the message says how to go on."""
 
     def __init__(self, message: str, signum: int):
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum  # as shells report it
 
 
 class Interrupt:
-    """The signal that asked for an end, None as long as none did."""
+    """What `catch_interrupt` gives.
 
+    Attributes:
+      deferred: whether the first signal is to be noted rather than raised.
+      signum: the signal noted, None as long as none was.
+    """
+
+    deferred: bool = False
     signum: int | None = None
 
 
 @contextmanager
 def catch_interrupt() -> Iterator[Interrupt]:
-    """Note the first SIGINT or SIGTERM in the result; a second one acts at once.
+    """Turn SIGINT and SIGTERM into `Interrupted`, or into a note while `deferred`.
 
-    Outside the main thread, where Python lets nobody handle signals, nothing is caught.
+    A second signal is raised even then. Outside the main thread, where Python lets nobody handle
+    signals, nothing is caught.
     """
     interrupt = Interrupt()
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        del frame
+        if not interrupt.deferred or interrupt.signum is not None:
+            raise Interrupted(signal.strsignal(signum) or "", signum)
+        interrupt.signum = signum
+
     if threading.current_thread() is not threading.main_thread():
         yield interrupt
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        del frame
-        interrupt.signum = signum
-        restore()
-
-    for s in before:
-        signal.signal(s, note)
+    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt
     finally:
-        restore()
+        for s, handler in before.items():
+            signal.signal(s, handler)

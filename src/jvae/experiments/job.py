@@ -6,7 +6,7 @@ An experiment extends `Config` with its data and hands `run` a `Job`.
 import dataclasses
 import functools
 import math
-import signal
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +33,10 @@ BOUNDS: dict[str, Bound] = {"elbo": jvae.elbo, "sgvb_a": jvae.sgvb_a, "iwae": jv
 FREE_ON_RESUME = {"epochs", "out", "resume", "data_dir", "checkpoint_every", "nll_samples"}
 
 
+class ConfigError(Exception):
+    """A setting that cannot be; the message names its flag."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of the model and its training; the defaults are the paper's MNIST model."""
@@ -40,21 +44,21 @@ class Config:
     latent_dim: int = 20
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (500,)
-    """Hidden layers of the encoder, which the decoder has in reverse; none gives affine maps."""
-    activation: Literal["tanh", "relu", "leaky_relu", "elu", "gelu", "silu"] = "tanh"
+    """Hidden layers of the encoder; the decoder has them in reverse. None: affine maps."""
+    activation: Literal[
+        "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "softplus"
+    ] = "tanh"
     """Nonlinearity of the hidden layers."""
     initialiser: Literal["paper", "lecun"] = "paper"
-    """paper: every weight and bias from N(0, variance 0.01). lecun: variance 1 / fan-in, zero
-    biases."""
+    """paper: all from N(0, variance 0.01). lecun: variance 1 / fan-in, zero biases."""
     bound: Literal["elbo", "sgvb_a", "iwae"] = "elbo"
-    """What training maximises. elbo: SGVB B, with the KL in closed form. sgvb_a: all by Monte
-    Carlo. iwae: the importance-weighted bound."""
+    """To maximise. elbo: SGVB B. sgvb_a: all by Monte Carlo. iwae: importance-weighted."""
     num_samples: int = 1
     """Samples of z an example in the bound: the paper's L, or K of iwae."""
     batch_size: int = 100
     """Examples a step."""
     optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    """adagrad is the paper's."""
+    """The paper's is adagrad."""
     learning_rate: float = 1e-3
     """Step size; the paper's Adagrad takes 0.01, 0.02 or 0.1."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -77,7 +81,11 @@ class Config:
     """Go on with the run in OUT."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of range."""
+        """Refuse values out of range.
+
+        Raises:
+          ConfigError: names the flag, what was expected and what was given.
+        """
         for name in ("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every"):
             self._refuse_unless(getattr(self, name) >= 1, name, "at least 1")
         self._refuse_unless(all(size >= 1 for size in self.hidden), "hidden", "at least 1 each")
@@ -85,13 +93,25 @@ class Config:
         self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
         self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
         self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
+        if self.bound == "iwae":
+            expected = "at least 2 with --bound iwae, which is the ELBO with 1"
+            self._refuse_unless(self.num_samples >= 2, "num_samples", expected)
         if self.resume and self.out is None:
-            raise ValueError("--resume needs --out, the folder of the run to go on with")
+            raise ConfigError("--resume needs --out, the folder of the run to go on with")
 
     def _refuse_unless(self, valid: bool, name: str, expected: str) -> None:
         if not valid:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(f"{flag} must be {expected}, got {getattr(self, name)}")
+            raise ConfigError(f"{flag} must be {expected}, got {getattr(self, name)}")
+
+    def check_examples(self, num_train: int) -> None:
+        """Refuse a batch larger than the training set.
+
+        Raises:
+          ConfigError: names both.
+        """
+        expected = f"at most the {num_train} training examples"
+        self._refuse_unless(self.batch_size <= num_train, "batch_size", expected)
 
     @property
     def train_metric(self) -> str:
@@ -179,36 +199,37 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       The content of `result.json`.
 
     Raises:
-      ValueError: fewer training examples than one batch.
+      ConfigError: fewer training examples than one batch.
       RunFolderError: the run's folder cannot be made or continued.
-      CheckpointError: there is no checkpoint to go on from.
-      Interrupted: SIGINT or SIGTERM came; the state after the epoch in hand is saved.
-      NonFiniteError: the bound or the weights became infinite or NaN; the last good state and
-        `failure.json` are saved.
+      CheckpointError: the checkpoint to go on from does not fit.
+      Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand and was saved.
+      FloatingPointError: the bound, the weights or the test ELBO became infinite or NaN; the last
+        good state is saved, and `failure.json` says where it happened.
     """
-    if job.steps_per_epoch == 0:
-        raise ValueError(
-            f"--batch-size must be at most the {len(job.train)} training examples, got "
-            f"{job.config.batch_size}"
-        )
+    job.config.check_examples(len(job.train))
     if job.config.resume:
         _check_same_run(job)
     else:
         run_folder.create(job.folder, job.settings())
-    go_on = f"To go on: the same command with --resume --out {job.folder}"
     with catch_interrupt() as interrupt:
-        state = _train(job, console, stop=lambda: interrupt.signum is not None)
-    if int(state.step) < job.config.epochs * job.steps_per_epoch and interrupt.signum:
-        epoch = int(state.step) // job.steps_per_epoch
-        raise Interrupted(f"Stopped and saved after epoch {epoch}. {go_on}", interrupt.signum)
-    try:
-        with console.status("Evaluating and drawing …"):
-            result = _evaluate(job, state)
-            _draw(job, state)
-            run_folder.write_json(job.folder / "result.json", result)
-    except KeyboardInterrupt as error:
-        message = f"Stopped after training, before the results. {go_on}"
-        raise Interrupted(message, signal.SIGINT) from error
+        try:
+            interrupt.deferred = True
+            state = _train(job, console, stop=lambda: interrupt.signum is not None)
+            interrupt.deferred = False
+            if interrupt.signum is not None:
+                epoch = int(state.step) // job.steps_per_epoch
+                raise Interrupted(f"saved after epoch {epoch}", interrupt.signum)
+            with console.status("Evaluating and drawing …"):
+                result = _evaluate(job, state)
+                _draw(job, state)
+                run_folder.write_json(job.folder / "result.json", result)
+        except Interrupted as error:
+            raise Interrupted(
+                f"Interrupted ({error}). To go on: the same command with --resume --out "
+                f"{shlex.quote(str(job.folder))}",
+                error.signum,
+            ) from None
+    (job.folder / "failure.json").unlink(missing_ok=True)
     _report(console, job, result)
     return result
 
@@ -216,8 +237,11 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
 def _check_same_run(job: Job) -> None:
     saved = run_folder.read_settings(job.folder)
     ours = run_folder.json_round_trip(job.settings())
-    # A schedule that ends with the run makes every epoch depend on their number.
-    free = FREE_ON_RESUME - ({"epochs"} if job.config.schedule == "cosine" else set())
+    free = set(FREE_ON_RESUME)
+    if job.config.schedule == "cosine":
+        free.remove("epochs")  # the schedule's length: every epoch depends on it
+    if (job.folder / "failure.json").exists():
+        free.add("learning_rate")  # the same one would fail again
     fixed = {field.name for field in dataclasses.fields(job.config)} - free
     changed = [
         f"{name} was {saved.get(name)}, is {ours[name]}"
@@ -228,6 +252,9 @@ def _check_same_run(job: Job) -> None:
         raise run_folder.RunFolderError(
             f"{job.folder} is a run of other settings: {'; '.join(changed)}"
         )
+    # What it was made with stays on record beside what goes on with it.
+    saved.setdefault("resumed_with", []).append(ours)
+    run_folder.write_json(job.folder / "config.json", saved)
 
 
 def _train(
@@ -241,11 +268,13 @@ def _train(
     )
     state = training.init(jvae.init(job.model, job.keys.init), job.optimizer, job.keys.train)
     with (
-        checkpoint.open_checkpoints(job.folder / "checkpoints", best="test_elbo") as checkpoints,
+        checkpoint.open_checkpoints(job.folder / "checkpoints") as checkpoints,
         _progress(console) as progress,
     ):
         if config.resume:
-            state = checkpoint.restore_latest(checkpoints, state)
+            # Killed before its first checkpoint, a run starts over: the result is the same.
+            if checkpoints.latest_step() is not None:
+                state = checkpoint.restore_latest(checkpoints, state)
             run_folder.rewind_metrics(job.folder, int(state.step))
         done = int(state.step) // job.steps_per_epoch
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
@@ -258,7 +287,7 @@ def _train(
             done = record["epoch"]
             ending = stop()
             if ending or done % config.checkpoint_every == 0 or done == config.epochs:
-                checkpoint.save(checkpoints, state, {"test_elbo": record["test_elbo"]})
+                checkpoint.save(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
             )
@@ -273,9 +302,8 @@ def _train(
                 state, epoch, job.train, num_epochs=config.epochs - done, on_epoch=on_epoch
             )
         except training.NonFiniteError as error:
-            good = error.last_good_state
-            rate = job.learning_rate
-            checkpoint.save(checkpoints, good, {"test_elbo": _test_elbo(job, good)[0]})
+            good, rate = error.last_good_state, job.learning_rate
+            checkpoint.save(checkpoints, good)
             failure = {
                 "step": error.step,
                 "bound": str(error.bound),
@@ -283,11 +311,9 @@ def _train(
                 "last_good_step": int(good.step),
             }
             run_folder.write_json(job.folder / "failure.json", failure)
-            console.print(
-                f"Not finite at step {error.step}, learning rate {failure['learning_rate']:g}. The "
-                f"last good state is in {job.folder / 'checkpoints' / str(int(good.step))}, the "
-                "details in failure.json",
-                soft_wrap=True,
+            error.add_note(
+                f"The learning rate was {failure['learning_rate']:g}. To go on from that state: "
+                f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
             )
             raise
 
@@ -310,6 +336,8 @@ def _record(
     """A line of `metrics.jsonl`."""
     step = int(state.step)
     test_elbo, stderr = _test_elbo(job, state)
+    if not math.isfinite(test_elbo):
+        raise FloatingPointError(f"the test ELBO is {test_elbo} after step {step}")
     return {
         "step": step,
         "epoch": step // job.steps_per_epoch,
@@ -348,7 +376,7 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
     return result | {
         "stderr_over": "test images",
         "weights": "after the last epoch",
-        "epochs": job.config.epochs,
+        "epochs": int(state.step) // job.steps_per_epoch,
         "steps": int(state.step),
         "seed": job.config.seed,
         "num_seeds": 1,
@@ -390,7 +418,7 @@ def _report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> 
     table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
     if "test_nll" in result:
         table.add_row(
-            f"-log p(x), {result['test_nll_estimator']}",
+            f"-log p(x), {job.config.nll_samples} importance samples",
             f"{result['test_nll']:.2f}",
             f"{result['test_nll_stderr']:.2f}",
         )

@@ -5,10 +5,10 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,29 +25,36 @@ def default_path(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
-def create(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder with its `config.json`, in one step.
+def refuse_taken(folder: Path) -> None:
+    """Refuse a folder that holds something.
 
     Raises:
-      RunFolderError: it exists and is not empty, or cannot be written.
+      RunFolderError: `folder` exists and is no empty folder.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(
             f"{folder} exists: add --resume to go on with it, or choose another --out"
         )
-    draft = None
+
+
+def create(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Make the folder with its `config.json`; when that fails, nothing of it stays.
+
+    Raises:
+      RunFolderError: it is taken, or cannot be written.
+    """
+    refuse_taken(folder)
+    made = not folder.exists()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        draft.chmod(0o755)
-        (draft / "figures").mkdir()
-        write_json(draft / "config.json", settings)
-        draft.replace(folder)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
-    finally:
-        if draft is not None:
-            shutil.rmtree(draft, ignore_errors=True)  # gone already where all went well
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", settings)
+        (folder / "figures").mkdir()
+    except BaseException as error:
+        if made:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
+        raise
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -70,7 +77,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` so that a reader finds the old file or the new one, never a part."""
     draft = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(value, indent=2) + "\n"
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     draft.write_text(text)
     draft.replace(path)
 
@@ -78,7 +85,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
     """Add a line to `metrics.jsonl`."""
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -101,7 +108,7 @@ def provenance() -> dict[str, Any]:
     """What ran: command, commit, versions and devices."""
     packages = ("jvae", "jax", "jaxlib", "flax", "optax", "numpy")
     return {
-        "command": " ".join([Path(sys.executable).name, *sys.orig_argv[1:]]),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
@@ -114,16 +121,15 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit that the package's source is at; None where it is no git checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    package = Path(__file__).parents[1]
+    git = ["git", "-C", str(package)]
     try:
         # The package may lie in an environment inside somebody else's repository.
         subprocess.run(
-            [*git, "ls-files", "--error-unmatch", Path(__file__).name],
-            check=True,
-            capture_output=True,
+            [*git, "ls-files", "--error-unmatch", "__init__.py"], check=True, capture_output=True
         )
         commit = subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
-        changed = subprocess.check_output([*git, "status", "--porcelain", "-uno"], text=True)
+        changed = subprocess.check_output([*git, "status", "--porcelain", "."], text=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit}, with changes" if changed else commit
