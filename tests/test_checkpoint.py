@@ -25,10 +25,9 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
         checkpoint.save(checkpoints, state)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         restored = checkpoint.restore_latest(checkpoints, make_state(seed=1))
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    np.testing.assert_array_equal(*(jax.random.key_data(s.key) for s in (restored, state)))
-    parts = [(s.step, s.params, s.opt_state) for s in (restored, state)]
-    jax.tree.map(np.testing.assert_array_equal, *parts)
+    # Trees of different structure cannot be mapped over together.
+    a, b = (s._replace(key=jax.random.key_data(s.key)) for s in (restored, state))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 def test_the_latest_two_stay(tmp_path: Path) -> None:
@@ -61,5 +60,5 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, int]) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, make_state())
-        with pytest.raises(checkpoint.CheckpointError, match="cannot be restored"):
+        with pytest.raises(checkpoint.CheckpointError, match="is of another model or optimizer: opt_state/"):
             checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]

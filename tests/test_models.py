@@ -476,5 +476,5 @@ def test_bad_arguments_of_the_other_functions_are_refused(bernoulli_params: jvae
 @pytest.mark.usefixtures("unchecked")
 def test_numpy_arrays_are_as_good_as_jax_arrays(bernoulli_params: jvae.Params) -> None:
     x = images(4)
-    from_numpy = jvae.elbo(bernoulli_params, np.asarray(x), KEY)  # type: ignore[arg-type]
+    from_numpy = jvae.elbo(bernoulli_params, np.asarray(x), KEY)
     np.testing.assert_array_equal(from_numpy, jvae.elbo(bernoulli_params, x, KEY))

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from jvae.training import Preprocess
@@ -115,7 +116,10 @@ BINARISATIONS: dict[str, Binarisation] = {
 
 
 def prepare(
-    name: str, train: UInt8[Array, "..."], test: UInt8[Array, "..."], key: PRNGKeyArray
+    name: str,
+    train: UInt8[Array | np.ndarray, "..."],
+    test: UInt8[Array | np.ndarray, "..."],
+    key: PRNGKeyArray,
 ) -> Prepared:
     """Put a dataset under the protocol `name`.
 
@@ -132,6 +136,7 @@ def prepare(
         raise ValueError(f"unknown binarisation {name!r}: expected one of {list(BINARISATIONS)}")
     protocol = BINARISATIONS[name]
     train_key, test_key = jax.random.split(key)
+    train, test = jnp.asarray(train), jnp.asarray(test)
     return Prepared(
         train=protocol.train_once(train, train_key),
         test=grey(protocol.test_once(test, test_key), test_key),

@@ -1,10 +1,9 @@
 """Save and restore a training state with Orbax."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import orbax.checkpoint as ocp
@@ -31,7 +30,10 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     options = ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.LatestN(2)
     )
-    with ocp.CheckpointManager(directory.absolute(), options=options) as checkpoints:
+    handler = ocp.StandardCheckpointHandler()
+    with ocp.CheckpointManager(
+        directory.absolute(), options=options, item_handlers=handler
+    ) as checkpoints:
         yield checkpoints
 
 
@@ -52,14 +54,29 @@ def restore_latest(checkpoints: Checkpoints, like: TrainState) -> TrainState:
     Raises:
       CheckpointError: there is none, or it is of another model or optimizer.
     """
+    checkpoints.wait_until_finished()
     step = checkpoints.latest_step()
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints.directory}")
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    try:
-        state: TrainState = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    except (ValueError, KeyError, FileNotFoundError, json.JSONDecodeError) as error:
+    # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
+    metadata = checkpoints.item_metadata(step)
+    saved = _shapes(getattr(metadata, "tree", metadata))
+    wanted = _shapes(like._replace(key=jax.random.key_data(like.key)))
+    if differing := sorted(name for name, _ in saved.items() ^ wanted.items()):
+        name = differing[0]
         raise CheckpointError(
-            f"checkpoint {step} in {checkpoints.directory} cannot be restored: {error}"
-        ) from error
+            f"checkpoint {step} in {checkpoints.directory} is of another model or optimizer: "
+            f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
+        )
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    state: TrainState = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
     return state
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each leaf, by the names on the way to it, whatever kinds of node they are of."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }

@@ -18,7 +18,7 @@ def _event_shape(event_ndim: int, value: Array) -> tuple[int, ...]:
     return value.shape[max(value.ndim - event_ndim, 0) :]
 
 
-def _align(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
+def _align(event_ndim: int, value: Array, *parameters: Array) -> tuple[Array, ...]:
     """Broadcast over batch axes only (a wrong event shape must never do so silently).
 
     The event comes back as one axis: on CPU XLA loops over two short axes more slowly.
@@ -26,10 +26,10 @@ def _align(event_ndim: int, value: Array, *parameters: Array) -> list[Array]:
     event = _event_shape(event_ndim, parameters[0])
     for array in (value, *parameters):
         if _event_shape(event_ndim, array) != event:
-            raise ValueError(f"value must end in the event shape {event}, got shape {array.shape}")
+            raise ValueError(f"expected the event shape {event} at the end of {array.shape}")
     size = math.prod(event)
     arrays = (a.reshape(*a.shape[: a.ndim - event_ndim], size) for a in (value, *parameters))
-    return jnp.broadcast_arrays(*arrays)
+    return tuple(jnp.broadcast_arrays(*arrays))
 
 
 def _same_family(p: Any, q: Any) -> None:
@@ -138,7 +138,11 @@ def _sigmoid(logits: Array) -> Array:
     return jnp.where(logits >= 0, 1, e) / (1 + e)
 
 
-_sigmoid.defjvps(lambda tangent, s, _: tangent * s * (1 - s))
+@_sigmoid.defjvp
+def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (logits,), (tangent,) = primals, tangents
+    e = jnp.exp(-jnp.abs(logits))  # σ(1 - σ) would vanish too early for large logits
+    return _sigmoid(logits), tangent * e / jnp.square(1 + e)
 
 
 @jax.custom_jvp

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
@@ -31,7 +32,7 @@ class LogDensities(NamedTuple):
 
 
 def log_densities(
-    params: Params, q: Any, x: Shaped[Array, "..."], key: PRNGKeyArray
+    params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray
 ) -> LogDensities:
     """The three log-densities at one reparameterised draw z ~ q, given q = q(z|x).
 
@@ -53,7 +54,7 @@ def log_densities(
 
 
 def _sample_log_densities(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, num_samples: int
+    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, num_samples: int
 ) -> tuple[Any, LogDensities]:
     """q(z|x), and the log-densities at `num_samples` draws, each [num_samples, *batch]."""
     check_key(key)
@@ -73,7 +74,7 @@ def _closed_form(method: str, q: Any, p: Any) -> Array:
 
 
 def sgvb_a(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 1
+    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, *, num_samples: int = 1
 ) -> Float[Array, "*batch"]:
     """The generic SGVB estimator of the ELBO, all by Monte Carlo.
 
@@ -100,7 +101,7 @@ def sgvb_a(
 
 
 def sgvb_b(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 1
+    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, *, num_samples: int = 1
 ) -> Float[Array, "*batch"]:
     """The SGVB estimator of the ELBO with its KL in closed form; `jvae.elbo` is this function.
 
@@ -130,7 +131,7 @@ elbo = sgvb_b
 
 
 def iwae(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 5
+    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, *, num_samples: int = 5
 ) -> Float[Array, "*batch"]:
     """The importance-weighted bound, at least the ELBO and non-decreasing in K in expectation.
 
@@ -162,10 +163,10 @@ def log_mean_exp(log_weights: Float[Array, "num *batch"]) -> Float[Array, "*batc
 
 def beta_elbo(
     params: Params,
-    x: Shaped[Array, "..."],
+    x: Shaped[Array | np.ndarray, "..."],
     key: PRNGKeyArray,
     *,
-    beta: float | Float[Array, ""],
+    beta: float | int | Float[Array, ""],
     num_samples: int = 1,
 ) -> Float[Array, "*batch"]:
     """The ELBO with its KL weighted: -β KL(q(z|x) ‖ p(z)) + 1/L Σₗ log p(x|zₗ).
@@ -193,10 +194,10 @@ def beta_elbo(
 
 def free_bits_elbo(
     params: Params,
-    x: Shaped[Array, "..."],
+    x: Shaped[Array | np.ndarray, "..."],
     key: PRNGKeyArray,
     *,
-    free_nats: float | Float[Array, ""],
+    free_nats: float | int | Float[Array, ""],
     num_samples: int = 1,
 ) -> Float[Array, "*batch"]:
     """The ELBO with `free_nats` λ of every latent's KL free: -Σⱼ max(λ, KLⱼ) + reconstruction.
@@ -226,7 +227,7 @@ def free_bits_elbo(
 
 def minibatch_elbo(
     params: Params,
-    x: Shaped[Array, "..."],
+    x: Shaped[Array | np.ndarray, "..."],
     key: PRNGKeyArray,
     *,
     dataset_size: int,

@@ -4,6 +4,7 @@ import functools
 import math
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
@@ -15,7 +16,11 @@ _ROWS = 1000
 
 
 def log_likelihood(
-    params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray, *, num_samples: int = 5000
+    params: Params,
+    x: Shaped[Array | np.ndarray, "..."],
+    key: PRNGKeyArray,
+    *,
+    num_samples: int = 5000,
 ) -> Float[Array, "*batch"]:
     """Estimate log p(x) by importance sampling with q(z|x) as the proposal.
 
@@ -68,7 +73,7 @@ def _log_likelihood(
 
 def bound_by_example(
     params: Params,
-    x: Shaped[Array, "num ..."],
+    x: Shaped[Array | np.ndarray, "num ..."],
     key: PRNGKeyArray,
     *,
     bound: Bound,
@@ -98,7 +103,11 @@ def bound_by_example(
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _bound_by_example(
-    params: Params, x: Shaped[Array, "num ..."], key: PRNGKeyArray, bound: Bound, batch_size: int
+    params: Params,
+    x: Shaped[Array | np.ndarray, "num ..."],
+    key: PRNGKeyArray,
+    bound: Bound,
+    batch_size: int,
 ) -> Float[Array, "num"]:
     keys = jax.random.split(key, x.shape[0])
     return jax.lax.map(lambda e: bound(params, *e), (x, keys), batch_size=batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
@@ -70,6 +71,9 @@ class VAE:
             _check_name("activation", activation, networks.ACTIVATIONS)
         elif not callable(activation):
             raise TypeError(f"activation must be a name or a function, got {activation!r}")
+        # By name, since some of JAX's functions cannot be pickled.
+        names = [name for name, known in networks.ACTIVATIONS.items() if activation is known]
+        activation = names[0] if names else activation
         _check_name("initialiser", initialiser, networks.INITIALISERS)
         if isinstance(likelihood, str):
             _check_name("likelihood", likelihood, networks.FAMILIES)
@@ -144,7 +148,7 @@ def _init_weights(model: VAE, key: PRNGKeyArray) -> dict[str, Any]:
     }
 
 
-def posterior(params: Params, x: Shaped[Array, "..."]) -> Any:
+def posterior(params: Params, x: Shaped[Array | np.ndarray, "..."]) -> Any:
     """q(z|x), the recognition model.
 
     Args:
@@ -159,8 +163,8 @@ def posterior(params: Params, x: Shaped[Array, "..."]) -> Any:
       TypeError: `params` is no `Params`, or `x` is not floating point.
       ValueError: `x` does not end in the model's `data_shape`.
     """
-    _check_params(params)
-    return params.model.encoder.apply(params.weights["encoder"], check_data(params, x))
+    x = check_data(params, x)
+    return params.model.encoder.apply(params.weights["encoder"], x)
 
 
 def prior(params: Params) -> Any:
@@ -214,7 +218,9 @@ def sample(params: Params, key: PRNGKeyArray, num: int) -> Float[Array, "num ...
     return likelihood(params, z).mean
 
 
-def reconstruct(params: Params, x: Shaped[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
+def reconstruct(
+    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray
+) -> Float[Array, "..."]:
     """The mean of p(x|z) at one draw z ~ q(z|x), [*batch, *data_shape].
 
     Raises:
@@ -229,9 +235,10 @@ def check_data(params: Params, x: Any) -> Float[Array, "..."]:
     """Return `x` as a float array that ends in the model's `data_shape`.
 
     Raises:
-      TypeError: `x` is not floating point.
+      TypeError: `params` is no `Params`, or `x` is not floating point.
       ValueError: `x` has another trailing shape.
     """
+    _check_params(params)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

@@ -1,6 +1,7 @@
 """Maximise a bound: a state, a compiled step, a compiled epoch, one loop over epochs."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -58,14 +59,13 @@ class NonFiniteError(FloatingPointError):
       step: the first step whose bound was not finite, or the last step of the epoch where only
         the weights or the optimizer's state were not.
       bound: that step's bound, in nats per example.
-      last_good_state: the state before the epoch of that step, all finite.
+      last_good_state: the state before the epoch of that step, whose weights are finite.
     """
 
     def __init__(self, step: int, bound: float, last_good_state: TrainState):
-        super().__init__(
-            f"the bound was {bound} at step {step}; the last good state is that of step "
-            f"{int(last_good_state.step)}"
-        )
+        what = "weights were not finite after" if math.isfinite(bound) else f"bound was {bound} at"
+        good = int(last_good_state.step)
+        super().__init__(f"the {what} step {step}; the last good state is that of step {good}")
         self.step = step
         self.bound = bound
         self.last_good_state = last_good_state
@@ -106,7 +106,8 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
 
     Args:
       bound: a function `(params, x, key) -> [*batch] nats`, higher is better.
-      optimizer: any optax optimizer; `make_optimizer` builds the usual ones.
+      optimizer: an optax optimizer that needs no more than the gradient, the state and the
+        weights; `make_optimizer` builds the usual ones.
 
     Returns:
       `step(state, x) -> (state, StepInfo)`, x float [*batch, *data_shape]. The state given is
@@ -114,7 +115,9 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
     """
 
     @partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, x: Shaped[Array, "..."]) -> tuple[TrainState, StepInfo]:
+    def step(
+        state: TrainState, x: Shaped[Array | np.ndarray, "..."]
+    ) -> tuple[TrainState, StepInfo]:
         def loss(params: Params) -> Float[Array, ""]:
             return -bound(params, x, step_keys(state).bound).mean()
 
@@ -166,12 +169,12 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
     def epoch(
         state: TrainState,
-        data: Shaped[Array, "num ..."],
+        data: Shaped[Array | np.ndarray, "num ..."],
         order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
     ) -> tuple[TrainState, StepInfo]:
         if order is None:
             order = shuffled_batches(step_keys(state).shuffle, data.shape[0], batch_size)
-        return run(state, data, jnp.asarray(order))
+        return run(state, jnp.asarray(data), jnp.asarray(order))
 
     return epoch
 
@@ -226,7 +229,7 @@ def fit(
         bad = np.flatnonzero(~np.isfinite(info.bound))
         if bad.size:
             raise NonFiniteError(int(before.step) + int(bad[0]), float(info.bound[bad[0]]), before)
-        if not _all_finite((state.params, state.opt_state)):
+        if not _healthy(state):
             raise NonFiniteError(int(state.step) - 1, float(info.bound[-1]), before)
         if on_epoch is not None and on_epoch(state, info):
             break
@@ -234,14 +237,19 @@ def fit(
 
 
 @jax.jit
-def _all_finite(tree: Any) -> Array:
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all() if leaves else jnp.array(True)
+def _healthy(state: TrainState) -> Array:
+    """No infinite weight and no NaN at all; an optimizer's state may well hold an infinity."""
+    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
+    no_nan = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state.opt_state)]
+    return jnp.stack([*finite, *no_nan]).all()
 
 
 def _adagrad(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """Adagrad of Duchi et al. (2011): its sum of squares starts at 0, unlike optax's default."""
-    return optax.adagrad(learning_rate, initial_accumulator_value=0.0)
+    """Adagrad of Duchi et al. (2011): its sum of squares starts at 0, unlike optax's default.
+
+    Optax adds eps under the root: 1e-16 there is 1e-8 beside the root, too small to damp.
+    """
+    return optax.adagrad(learning_rate, initial_accumulator_value=0.0, eps=1e-16)
 
 
 OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]] = {

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import jax.numpy as jnp
 import rich.console
 import tyro
 
@@ -61,8 +60,8 @@ def run(config: Config) -> dict[str, Any]:
         )
     prepared = binarisation.prepare(
         config.binarisation,
-        jnp.asarray(dataset.train),
-        jnp.asarray(dataset.test),
+        dataset.train,
+        dataset.test,
         binarisation.fixed_draw_key(),
     )
     model = jvae.VAE.mlp(
