@@ -60,5 +60,7 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, int]) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save(checkpoints, make_state())
-        with pytest.raises(checkpoint.CheckpointError, match="is of another model or optimizer: opt_state/"):
+        with pytest.raises(
+            checkpoint.CheckpointError, match="is of another model or optimizer: opt_state/"
+        ):
             checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]
