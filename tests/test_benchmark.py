@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jvae.experiments import benchmark, contestants
+from jvae.experiments.config import ConfigError
 
 SIZES = ((784, 500), (500, 40), (20, 500), (500, 784))
 
@@ -81,5 +82,5 @@ def test_a_short_run_is_recorded(tmp_path: Path) -> None:
     ids=str,
 )
 def test_settings_out_of_range(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         benchmark.Config(**settings)  # type: ignore[arg-type]

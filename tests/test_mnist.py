@@ -20,6 +20,7 @@ import pytest
 import jvae
 from jvae import binarisation, checkpoint, networks, training
 from jvae.experiments import job, mnist, run_folder
+from jvae.experiments.config import BOUNDS
 from jvae.experiments.interrupt import Interrupted
 
 # 784-50-5-50-784: all that the job does, at a tenth of the cost.
@@ -350,7 +351,7 @@ def test_help_explains_every_flag(
 @pytest.mark.parametrize(
     ("field", "table"),
     [
-        ("bound", job.BOUNDS),
+        ("bound", BOUNDS),
         ("optimizer", training.OPTIMIZERS),
         ("activation", networks.ACTIVATIONS),
         ("initialiser", networks.INITIALISERS),

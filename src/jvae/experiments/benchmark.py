@@ -34,6 +34,7 @@ import tyro
 
 from jvae import data
 from jvae.experiments import run_folder
+from jvae.experiments.config import ConfigError
 from jvae.experiments.contestants import CONTESTANTS, load_work
 
 # Training bounds of contestants that do the same work are this close, in nats, after a few epochs.
@@ -70,15 +71,15 @@ class Config:
         """Refuse values out of range."""
         for name in ("rounds", "steps", "short_steps", "processes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("startup_repeats", "seed"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 0, got {getattr(self, name)}")
         unknown = [name for name in self.contestants if name not in CONTESTANTS]
         if unknown or not self.contestants:
-            raise ValueError(f"contestants must be among {list(CONTESTANTS)}, got {unknown}")
+            raise ConfigError(f"contestants must be among {list(CONTESTANTS)}, got {unknown}")
         if self.dataset == "mnist" and self.data_dir is None:
-            raise ValueError("--dataset mnist needs --data-dir, the folder that holds mnist/")
+            raise ConfigError("--dataset mnist needs --data-dir, the folder that holds mnist/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ def run(config: Config) -> Result:
 
     Raises:
       DataError: the dataset is missing or corrupt.
-      ValueError: none of the contestants is installed.
+      ConfigError: none of the contestants is installed.
     """
     console = rich.console.Console(stderr=True)
     config = dataclasses.replace(config, contestants=tuple(_installed(config, console)))
@@ -383,10 +384,9 @@ def _cpu_model() -> str:
 
 def main() -> None:
     """The command line."""
-    config = tyro.cli(Config, prog="python -m jvae.experiments.benchmark")
     try:
-        run(config)
-    except (data.DataError, ValueError) as error:
+        run(tyro.cli(Config, prog="python -m jvae.experiments.benchmark"))
+    except (ConfigError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except subprocess.CalledProcessError as error:

@@ -1,7 +1,4 @@
-"""A training run, whatever its data: settings, progress, checkpoints, results and figures.
-
-An experiment extends `Config` with its data and hands `run` a `Job`.
-"""
+"""A training run, whatever its data: progress, checkpoints, results and figures."""
 
 import dataclasses
 import functools
@@ -10,7 +7,7 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,101 +19,13 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 import jvae
 from jvae import checkpoint, plotting, training
-from jvae.estimators import Bound
 from jvae.evaluation import bound_by_example
 from jvae.experiments import run_folder
+from jvae.experiments.config import BOUNDS, Config
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
-
-BOUNDS: dict[str, Bound] = {"elbo": jvae.elbo, "sgvb_a": jvae.sgvb_a, "iwae": jvae.iwae}
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
 FREE_ON_RESUME = {"epochs", "out", "resume", "data_dir", "checkpoint_every", "nll_samples"}
-
-
-class ConfigError(Exception):
-    """A setting that cannot be; the message names its flag."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """Settings of the model and its training; the defaults are the paper's MNIST model."""
-
-    latent_dim: int = 20
-    """Size of z; with 2, the run also draws the latent manifold."""
-    hidden: tuple[int, ...] = (500,)
-    """Hidden layers of the encoder; the decoder has them in reverse. None: affine maps."""
-    activation: Literal[
-        "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "softplus"
-    ] = "tanh"
-    """Nonlinearity of the hidden layers."""
-    initialiser: Literal["paper", "lecun"] = "paper"
-    """paper: all from N(0, variance 0.01). lecun: variance 1 / fan-in, zero biases."""
-    bound: Literal["elbo", "sgvb_a", "iwae"] = "elbo"
-    """To maximise. elbo: SGVB B. sgvb_a: all by Monte Carlo. iwae: importance-weighted."""
-    num_samples: int = 1
-    """Samples of z an example in the bound: the paper's L, or K of iwae."""
-    batch_size: int = 100
-    """Examples a step."""
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
-    """The paper's is adagrad."""
-    learning_rate: float = 1e-3
-    """Step size; the paper's Adagrad takes 0.01, 0.02 or 0.1."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """constant, or cosine: from LEARNING_RATE to 0 over the run."""
-    clip_norm: float | None = None
-    """Clip the gradient's global norm to this."""
-    map_prior: bool = False
-    """Maximise the paper's MAP criterion: a prior N(0, I) on the decoder's weights."""
-    epochs: int = 100
-    """Passes over the training set."""
-    nll_samples: int = 1000
-    """Importance samples a test image for the final -log p(x); 0 leaves it out."""
-    checkpoint_every: int = 5
-    """Epochs between checkpoints."""
-    seed: int = 0
-    """Of the weights, the order of examples and all noise."""
-    out: Path | None = None
-    """The run's folder; by default runs/DATASET-DATE-TIME."""
-    resume: bool = False
-    """Go on with the run in OUT."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range.
-
-        Raises:
-          ConfigError: names the flag, what was expected and what was given.
-        """
-        for name in ("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every"):
-            self._refuse_unless(getattr(self, name) >= 1, name, "at least 1")
-        self._refuse_unless(all(size >= 1 for size in self.hidden), "hidden", "at least 1 each")
-        self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")
-        self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
-        self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
-        self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
-        if self.bound == "iwae":
-            expected = "at least 2 with --bound iwae, which is the ELBO with 1"
-            self._refuse_unless(self.num_samples >= 2, "num_samples", expected)
-        if self.resume and self.out is None:
-            raise ConfigError("--resume needs --out, the folder of the run to go on with")
-
-    def _refuse_unless(self, valid: bool, name: str, expected: str) -> None:
-        if not valid:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} must be {expected}, got {getattr(self, name)}")
-
-    def check_examples(self, num_train: int) -> None:
-        """Refuse a batch larger than the training set.
-
-        Raises:
-          ConfigError: names both.
-        """
-        expected = f"at most the {num_train} training examples"
-        self._refuse_unless(self.batch_size <= num_train, "batch_size", expected)
-
-    @property
-    def train_metric(self) -> str:
-        """The name of the training bound in `metrics.jsonl`: both SGVB estimators are the ELBO."""
-        return "train_iwae" if self.bound == "iwae" else "train_elbo"
 
 
 class Keys(NamedTuple):

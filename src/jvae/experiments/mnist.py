@@ -14,13 +14,15 @@ import tyro
 import jvae
 from jvae import binarisation, data
 from jvae.checkpoint import CheckpointError
+from jvae.experiments import config as common
 from jvae.experiments import job, run_folder
+from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(job.Config):
+class Config(common.Config):
     """Train a VAE on MNIST's digits; the defaults are the paper's model, 784-500-20-500-784."""
 
     dataset: Literal["mnist_5k", "mnist"] = "mnist_5k"
@@ -38,7 +40,7 @@ class Config(job.Config):
         """
         super().__post_init__()
         if self.dataset == "mnist" and self.data_dir is None:
-            raise job.ConfigError("--dataset mnist needs --data-dir, the folder that holds mnist/")
+            raise ConfigError("--dataset mnist needs --data-dir, the folder that holds mnist/")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def run(config: Config) -> dict[str, Any]:
 
 def main() -> None:
     """The command line."""
-    refusals = (job.ConfigError, data.DataError, RunFolderError, CheckpointError)
+    refusals = (ConfigError, data.DataError, RunFolderError, CheckpointError)
     try:
         run(tyro.cli(Config, prog="python -m jvae.experiments.mnist"))
     except refusals as error:
