@@ -6,7 +6,7 @@ A machine drifts, so a time means nothing next to one taken a minute before. Eve
 contestants in a shuffled order, a ratio is of two times of the same round, and what is reported
 is the median over rounds. A process keeps a speed of its own too: a ratio near a target takes
 --processes 4. The machine has to be idle otherwise: threads that spin while they wait, as those of
-PyTorch do, suffer from company many times more than others.
+PyTorch seem to, suffer from company many times more than others.
 """
 
 import dataclasses

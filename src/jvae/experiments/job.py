@@ -112,8 +112,9 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       RunFolderError: the run's folder cannot be made or continued.
       CheckpointError: the checkpoint to go on from does not fit.
       Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand and was saved.
-      FloatingPointError: the bound, the weights or the test ELBO became infinite or NaN; the last
-        good state is saved, and `failure.json` says where it happened.
+      NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
+        saved, and `failure.json` says where it happened.
+      FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
     """
     job.config.check_examples(len(job.train))
     if job.config.resume:
