@@ -1,6 +1,6 @@
-"""Binarisations of 8-bit images, as keyed pure functions.
+"""From 8-bit images to data with a density, as keyed pure functions: binarisation, dequantisation.
 
-Numbers obtained under two binarisations never compare: they are densities of different data.
+Numbers obtained under two of them never compare: they are densities of different data.
 """
 
 from typing import NamedTuple
@@ -33,20 +33,40 @@ def bernoulli(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, ".
     return (uniform < probability).astype(jnp.float32)
 
 
+def threshold(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
+    """Pixels of 0 and 1, 1 where value >= 128; `key` is not used."""
+    del key
+    return (images >= 128).astype(jnp.float32)
+
+
+def dequantise(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
+    """Pixels in [0, 1): (value + u) / 256 with u uniform on [0, 1).
+
+    A density of 8-bit numbers can be driven without bound; one of these cannot. Its mean bounds
+    the images' own probability: log P(image) >= E[log p((image + u) / 256)] - D log 256 for D
+    pixels. Theis et al. (2016), Section 3.1.
+    """
+    u = jax.random.uniform(key, images.shape, jnp.float32)
+    # Below 1 where float32 rounds 255 + u up.
+    return jnp.minimum((images.astype(jnp.float32) + u) / 256, np.float32(1 - 2**-24))
+
+
 class Binarisation(NamedTuple):
     """One protocol.
 
     Attributes:
       description: one line, which results carry.
-      train_once: what the training images become once, from uint8 to uint8.
-      test_once: what the test images become once, from uint8 to uint8.
+      likelihoods: names of those under which the data has a density.
+      train_once: what the training images become once, from uint8 to uint8; None where they stay.
       each_visit: from a batch of uint8 training images to x.
+      test_once: from the uint8 test images to x, drawn once.
     """
 
     description: str
-    train_once: Preprocess
-    test_once: Preprocess
+    likelihoods: tuple[str, ...]
+    train_once: Preprocess | None
     each_visit: Preprocess
+    test_once: Preprocess
 
 
 class Prepared(NamedTuple):
@@ -72,45 +92,55 @@ def fixed_draw_key() -> PRNGKeyArray:
     return jax.random.fold_in(jax.random.key(0), 20131220)
 
 
-def _unchanged(images: Array, key: PRNGKeyArray) -> Array:
-    del key
-    return images
-
-
-def _threshold(images: Array, key: PRNGKeyArray) -> Array:
-    del key
-    return jnp.where(images >= 128, 255, 0).astype(jnp.uint8)
-
-
 def _draw(images: Array, key: PRNGKeyArray) -> Array:
     return (255 * bernoulli(images, key)).astype(jnp.uint8)
 
 
 BINARISATIONS: dict[str, Binarisation] = {
     "none": Binarisation(
-        "grey targets in [0, 1] under a Bernoulli likelihood: no density of anything",
-        train_once=_unchanged,
-        test_once=_unchanged,
+        "none: pixels are value / 255; grey targets of a Bernoulli likelihood are no data of it, "
+        "and a Gaussian density of 256 values can be driven without bound",
+        likelihoods=("bernoulli", "gaussian"),
+        train_once=None,
         each_visit=grey,
+        test_once=grey,
+    ),
+    "given": Binarisation(
+        "given: the data as it is; pixels are 0 or 1 already",
+        likelihoods=("bernoulli",),
+        train_once=None,
+        each_visit=grey,
+        test_once=grey,
     ),
     "dynamic": Binarisation(
         "dynamic: training pixels drawn Bernoulli(value) at each visit, test pixels once with a "
         "fixed key",
-        train_once=_unchanged,
-        test_once=_draw,
+        likelihoods=("bernoulli",),
+        train_once=None,
         each_visit=bernoulli,
+        test_once=bernoulli,
     ),
     "static": Binarisation(
         "static: training and test pixels drawn Bernoulli(value) once with a fixed key",
+        likelihoods=("bernoulli",),
         train_once=_draw,
-        test_once=_draw,
         each_visit=grey,
+        test_once=bernoulli,
     ),
     "threshold": Binarisation(
         "threshold: pixels are 1 where value >= 128",
-        train_once=_threshold,
-        test_once=_threshold,
-        each_visit=grey,
+        likelihoods=("bernoulli",),
+        train_once=None,
+        each_visit=threshold,
+        test_once=threshold,
+    ),
+    "dequantised": Binarisation(
+        "dequantised: pixels are (value + u) / 256, u uniform on [0, 1) at each visit, for the "
+        "test pixels once with a fixed key",
+        likelihoods=("gaussian",),
+        train_once=None,
+        each_visit=dequantise,
+        test_once=dequantise,
     ),
 }
 
@@ -136,9 +166,9 @@ def prepare(
         raise ValueError(f"unknown binarisation {name!r}: expected one of {list(BINARISATIONS)}")
     protocol = BINARISATIONS[name]
     train_key, test_key = jax.random.split(key)
-    train, test = jnp.asarray(train), jnp.asarray(test)
+    train = jnp.asarray(train)
     return Prepared(
-        train=protocol.train_once(train, train_key),
-        test=grey(protocol.test_once(test, test_key), test_key),
+        train=train if protocol.train_once is None else protocol.train_once(train, train_key),
+        test=protocol.test_once(jnp.asarray(test), test_key),
         preprocess=protocol.each_visit,
     )

@@ -10,45 +10,84 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-Images = Float[np.ndarray, "rows columns height width"] | Float[Array, "rows columns height width"]
+Images = Float[np.ndarray, "..."] | Float[Array, "..."]
 
 
-def image_grid(images: Images, *, title: str) -> Figure:
-    """A grid of grey images [rows, columns, height, width] in [0, 1], black ink on white."""
-    rows, columns, height, width = images.shape
-    tiled = np.asarray(images).transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+def is_image(data_shape: tuple[int, ...]) -> bool:
+    """Whether examples can be shown: [height, width], perhaps with 1 or 3 channels."""
+    return len(data_shape) == 2 or (len(data_shape) == 3 and data_shape[2] in (1, 3))
+
+
+def image_grid(images: Images, *, title: str, cmap: str = "gray_r") -> Figure:
+    """A grid of images in [0, 1].
+
+    Args:
+      images: [rows, columns, height, width], or with 1 or 3 channels after it.
+      title: above the grid.
+      cmap: matplotlib's colour map of grey images: "gray_r" is black ink on white.
+    """
+    rows, columns, height, width, *channels = images.shape
+    axes_order = (0, 2, 1, 3, *range(4, images.ndim))
+    tiled = np.asarray(images).transpose(axes_order)
+    tiled = tiled.reshape(rows * height, columns * width, *channels).clip(0, 1)
+    if channels == [1]:
+        tiled = tiled[..., 0]
     inches = 0.45
     figure = Figure(
         figsize=(columns * inches, rows * inches * height / width + 0.4), layout="constrained"
     )
     axes = figure.add_subplot()
-    axes.imshow(tiled, cmap="gray_r", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(tiled, cmap=cmap, vmin=0, vmax=1, interpolation="nearest")
     axes.set_axis_off()
     axes.set_title(title, fontsize="medium")
     return figure
 
 
-def reconstructions(
-    x: Float[np.ndarray, "num height width"] | Float[Array, "num height width"],
-    means: Float[np.ndarray, "num height width"] | Float[Array, "num height width"],
-    *,
-    columns: int = 10,
-) -> Figure:
-    """Originals [num, height, width] in odd rows, each above its reconstruction."""
+def reconstructions(x: Images, means: Images, *, columns: int = 10, cmap: str = "gray_r") -> Figure:
+    """Originals [num, height, width, ...] in odd rows, each above its reconstruction."""
     pairs = np.stack([np.asarray(x), np.asarray(means)], axis=1)
-    num, _, height, width = pairs.shape
-    rows = num // columns
-    grid = pairs[: rows * columns].reshape(rows, columns, 2, height, width)
-    grid = grid.transpose(0, 2, 1, 3, 4).reshape(2 * rows, columns, height, width)
-    return image_grid(grid, title="Test images, each above its reconstruction")
+    columns = min(columns, len(pairs))
+    rows = len(pairs) // columns
+    grid = pairs[: rows * columns].reshape(rows, columns, *pairs.shape[1:])
+    grid = grid.swapaxes(1, 2).reshape(2 * rows, columns, *pairs.shape[2:])
+    return image_grid(grid, title="Test images, each above its reconstruction", cmap=cmap)
 
 
-def learning_curves(records: Sequence[Mapping[str, Any]], *, curves: Mapping[str, str]) -> Figure:
+def marginals(x: Images, drawn: Images, *, num: int = 16) -> Figure:
+    """Histograms of the first `num` columns of data and of draws of the model.
+
+    Args:
+      x: data [num_examples, *data_shape].
+      drawn: draws of p(x) [num_draws, *data_shape].
+      num: at most so many columns are shown.
+    """
+    data, model = (np.asarray(part).reshape(len(part), -1)[:, :num] for part in (x, drawn))
+    across = min(4, data.shape[1])
+    down = -(-data.shape[1] // across)
+    figure = Figure(figsize=(2.2 * across, 1.8 * down), layout="constrained")
+    for i in range(data.shape[1]):
+        axes: Axes = figure.add_subplot(down, across, i + 1)
+        bins = np.histogram_bin_edges(data[:, i], bins=30)
+        for values, label in ((data[:, i], "test data"), (model[:, i], "model")):
+            axes.hist(values, bins=list(bins), density=True, histtype="step", label=label)
+        axes.set_title(f"column {i + 1}", fontsize="small")
+        axes.tick_params(labelsize="x-small")
+    figure.axes[0].legend(fontsize="x-small")
+    return figure
+
+
+def learning_curves(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    curves: Mapping[str, str],
+    unit: str = "nats per example",
+) -> Figure:
     """Bounds against training examples seen, on a log axis as Fig. 2 of Kingma & Welling (2014).
 
     Args:
       records: a mapping an epoch, with "examples" and the keys of `curves`.
       curves: the key of each curve and its label.
+      unit: of the bounds.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -57,7 +96,7 @@ def learning_curves(records: Sequence[Mapping[str, Any]], *, curves: Mapping[str
         axes.plot(examples, [record[key] for record in records], label=label, marker=".")
     axes.set_xscale("log")
     axes.set_xlabel("training examples evaluated")
-    axes.set_ylabel("nats per image")
+    axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

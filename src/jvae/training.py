@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -175,6 +175,43 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
         if order is None:
             order = shuffled_batches(step_keys(state).shuffle, data.shape[0], batch_size)
         return run(state, jnp.asarray(data), jnp.asarray(order))
+
+    return epoch
+
+
+def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epoch:
+    """One pass over data that is larger than memory: a compiled call a batch.
+
+    Args:
+      step: `(state, x) -> (state, info)`, as `make_step` makes.
+      preprocess: as `make_epoch` takes it.
+
+    Returns:
+      `epoch(state, batches) -> (state, info)`, info stacked over steps. `batches(step)` gives the
+      batches from that step to the end of its epoch, such as a partial `jvae.data.batches`. The
+      state given stays valid.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(
+        state: TrainState, batch: Shaped[Array | np.ndarray, "..."]
+    ) -> tuple[TrainState, StepInfo]:
+        x = jnp.asarray(batch)
+        if preprocess is not None:
+            x = preprocess(x, step_keys(state).preprocess)
+        return step(state, x)
+
+    def epoch(
+        state: TrainState, batches: Callable[[int], Iterable[np.ndarray]]
+    ) -> tuple[TrainState, StepInfo]:
+        state = jax.tree.map(jnp.copy, state)
+        infos: list[StepInfo] = []
+        for batch in batches(int(state.step)):
+            state, info = run(state, batch)
+            infos.append(info)
+            # The host may run ahead of the device by one batch, not by an epoch of them.
+            jax.block_until_ready(infos[-2:-1])
+        return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
 
     return epoch
 

@@ -32,8 +32,7 @@ import rich.progress
 import rich.table
 import tyro
 
-from jvae import data
-from jvae.experiments import run_folder
+from jvae.experiments import command_line, run_folder
 from jvae.experiments.config import ConfigError
 from jvae.experiments.contestants import CONTESTANTS, load_work
 
@@ -384,13 +383,7 @@ def _cpu_model() -> str:
 
 def main() -> None:
     """The command line."""
-    try:
-        run(tyro.cli(Config, prog="python -m jvae.experiments.benchmark"))
-    except (ConfigError, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except subprocess.CalledProcessError as error:
-        sys.exit(error.returncode)
+    command_line.run(lambda: run(tyro.cli(Config, prog="python -m jvae.experiments.benchmark")))
 
 
 if __name__ == "__main__":

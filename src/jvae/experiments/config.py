@@ -19,6 +19,18 @@ class ConfigError(Exception):
 class Config:
     """Settings of the model and its training; the defaults are the paper's MNIST model."""
 
+    data_dir: Path | None = None
+    """Folder of all datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
+    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto"
+    """p(x|z). auto: bernoulli for grey or binary images, else gaussian."""
+    binarisation: Literal[
+        "auto", "none", "given", "dynamic", "static", "threshold", "dequantised"
+    ] = "auto"
+    """none: pixels / 255. given: numbers, or pixels of 0 and 1, as they are. dynamic: drawn at
+    each visit. static: drawn once. threshold: 1 from 128 up. dequantised: (value + noise) / 256.
+    auto: dynamic for grey pixels under bernoulli, dequantised under gaussian, else given."""
+    stream_above: float = 2.0
+    """GiB: data that is larger, decoded, is read from the disk batch by batch."""
     latent_dim: int = 20
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (500,)
@@ -70,6 +82,7 @@ class Config:
         self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")
         self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
         self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
+        self._refuse_unless(self.stream_above >= 0, "stream_above", "at least 0")
         self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
         if self.bound == "iwae":
             expected = "at least 2 with --bound iwae, which is the ELBO with 1"

@@ -5,7 +5,7 @@ import functools
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,18 @@ import optax
 import rich.console
 import rich.progress
 import rich.table
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
+from matplotlib.figure import Figure
 
 import jvae
-from jvae import checkpoint, plotting, training
+from jvae import checkpoint, data, plotting, training
 from jvae.evaluation import bound_by_example
 from jvae.experiments import run_folder
 from jvae.experiments.config import BOUNDS, Config
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
-FREE_ON_RESUME = {"epochs", "out", "resume", "data_dir", "checkpoint_every", "nll_samples"}
+FREE_ON_RESUME = {"epochs", "out", "resume", "data", "data_dir", "checkpoint_every", "nll_samples"}
 
 
 class Keys(NamedTuple):
@@ -45,20 +46,26 @@ class Job:
     Attributes:
       config: the settings.
       model: the model.
-      train: [num_train, *data_shape], what `preprocess` takes.
+      train: [num_train, *data_shape], what `preprocess` takes: an array, which goes to the
+        device, or other examples, which are streamed.
       test: float [num_test, *data_shape].
       preprocess: from a batch of `train` and a key to x, or None.
       protocol: what makes two results comparable, for `config.json` and `result.json`.
       folder: the run's folder.
+      remarks: what else these two files are to say.
+      log_volume: where x is data divided by scales, the sum of their logs: -log p(data) is
+        -log p(x) plus it. None where x is the data.
     """
 
     config: Config
     model: jvae.VAE
-    train: Shaped[Array, "num_train ..."]
+    train: Any
     test: Float[Array, "num_test ..."]
     preprocess: training.Preprocess | None
     protocol: dict[str, Any]
     folder: Path
+    remarks: dict[str, Any] = dataclasses.field(default_factory=dict)
+    log_volume: float | None = None
 
     @property
     def keys(self) -> Keys:
@@ -94,7 +101,7 @@ class Job:
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self.config).items()
         }
-        return config | {"protocol": self.protocol} | run_folder.provenance()
+        return config | {"protocol": self.protocol} | self.remarks | run_folder.provenance()
 
 
 def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
@@ -111,7 +118,8 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       ConfigError: fewer training examples than one batch.
       RunFolderError: the run's folder cannot be made or continued.
       CheckpointError: the checkpoint to go on from does not fit.
-      Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand and was saved.
+      Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
+        where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
         saved, and `failure.json` says where it happened.
       FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
@@ -127,8 +135,9 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
             state = _train(job, console, stop=lambda: interrupt.signum is not None)
             interrupt.deferred = False
             if interrupt.signum is not None:
-                epoch = int(state.step) // job.steps_per_epoch
-                raise Interrupted(f"saved after epoch {epoch}", interrupt.signum)
+                epoch, rest = divmod(int(state.step), job.steps_per_epoch)
+                done = f"step {state.step}" if rest else f"epoch {epoch}"
+                raise Interrupted(f"saved after {done}", interrupt.signum)
             with console.status("Evaluating and drawing …"):
                 result = _evaluate(job, state)
                 _draw(job, state)
@@ -139,7 +148,8 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
                 f"{shlex.quote(str(job.folder))}",
                 error.signum,
             ) from None
-    (job.folder / "failure.json").unlink(missing_ok=True)
+    for passed in ("failure.json", run_folder.UNFINISHED):
+        (job.folder / passed).unlink(missing_ok=True)
     _report(console, job, result)
     return result
 
@@ -170,11 +180,18 @@ def _check_same_run(job: Job) -> None:
 def _train(
     job: Job, console: rich.console.Console, *, stop: Callable[[], bool]
 ) -> training.TrainState:
-    """The state after the last epoch, or after the first one at whose end `stop()` is true."""
+    """The state after the last epoch, or where `stop()` was first true.
+
+    That is asked at the end of an epoch, and where data is streamed after each batch.
+    """
     config = job.config
     bound = functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
-    epoch = training.make_epoch(
-        training.make_step(bound, job.optimizer), config.batch_size, job.preprocess
+    step = training.make_step(bound, job.optimizer)
+    streamed = not isinstance(job.train, jax.Array)
+    epoch = (
+        training.make_streamed_epoch(step, job.preprocess)
+        if streamed
+        else training.make_epoch(step, config.batch_size, job.preprocess)
     )
     state = training.init(jvae.init(job.model, job.keys.init), job.optimizer, job.keys.train)
     with (
@@ -187,12 +204,28 @@ def _train(
                 state = checkpoint.restore_latest(checkpoints, state)
             run_folder.rewind_metrics(job.folder, int(state.step))
         done = int(state.step) // job.steps_per_epoch
+        earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
         start = time.perf_counter()
 
+        def batches(step: int) -> Iterator[np.ndarray]:
+            read = data.batches(job.train, config.batch_size, seed=config.seed, step=step)
+            for i, batch in enumerate(read, start=step):
+                progress.update(bar, completed=i / job.steps_per_epoch)
+                yield batch
+                if stop():
+                    return
+
         def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
-            nonlocal start
-            record = _record(job, state, info, seconds=time.perf_counter() - start)
+            nonlocal start, earlier
+            seconds = time.perf_counter() - start
+            bounds = [*earlier, *info.bound.tolist()]
+            if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
+                run_folder.write_unfinished(job.folder, int(state.step), bounds)
+                checkpoint.save(checkpoints, state)
+                return True
+            speed = len(info.bound) * config.batch_size / seconds
+            record, earlier = _record(job, state, bounds, images_per_second=round(speed)), []
             run_folder.append_metrics(job.folder, record)
             done = record["epoch"]
             ending = stop()
@@ -209,7 +242,11 @@ def _train(
 
         try:
             return training.fit(
-                state, epoch, job.train, num_epochs=config.epochs - done, on_epoch=on_epoch
+                state,
+                epoch,
+                batches if streamed else job.train,
+                num_epochs=config.epochs - done,
+                on_epoch=on_epoch,
             )
         except training.NonFiniteError as error:
             good, rate = error.last_good_state, job.learning_rate
@@ -241,7 +278,7 @@ def _progress(console: rich.console.Console) -> rich.progress.Progress:
 
 
 def _record(
-    job: Job, state: training.TrainState, info: training.StepInfo, *, seconds: float
+    job: Job, state: training.TrainState, bounds: Sequence[float], *, images_per_second: int
 ) -> dict[str, Any]:
     """A line of `metrics.jsonl`."""
     step = int(state.step)
@@ -252,15 +289,15 @@ def _record(
         "step": step,
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
-        job.config.train_metric: float(np.asarray(info.bound, np.float64).mean()),
+        job.config.train_metric: float(np.mean(bounds, dtype=np.float64)),
         "test_elbo": test_elbo,
         "test_elbo_stderr": stderr,
-        "images_per_second": round(len(info.bound) * job.config.batch_size / seconds),
+        "images_per_second": images_per_second,
     }
 
 
 def _test_elbo(job: Job, state: training.TrainState) -> tuple[float, float]:
-    """Mean over the test set and its standard error, with one sample of z an image."""
+    """Mean over the test set and its standard error, with one sample of z an example."""
     key = jax.random.fold_in(job.keys.elbo, state.step)
     return _mean_and_stderr(bound_by_example(state.params, job.test, key, bound=jvae.elbo))
 
@@ -282,9 +319,11 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
             "test_nll_stderr": nll_stderr,
             "test_nll_estimator": f"importance sampling from q(z|x), K = {num_samples}",
         }
+        if job.log_volume is not None:
+            result["test_nll_of_the_data_as_given"] = nll + job.log_volume
     records = run_folder.read_metrics(job.folder)
     return result | {
-        "stderr_over": "test images",
+        "stderr_over": "test examples",
         "weights": "after the last epoch",
         "epochs": int(state.step) // job.steps_per_epoch,
         "steps": int(state.step),
@@ -292,44 +331,68 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
         "num_seeds": 1,
         "images_per_second": float(np.median([r["images_per_second"] for r in records])),
         "protocol": job.protocol,
+        **job.remarks,
         **run_folder.provenance(),
     }
 
 
 def _draw(job: Job, state: training.TrainState) -> None:
-    sample_key, reconstruct_key = jax.random.split(job.keys.figures)
-    shape = job.model.data_shape
-    means = jvae.sample(state.params, sample_key, 100).reshape(10, 10, *shape)
-    shown = job.test[:50]
-    figures = {
-        "samples": plotting.image_grid(means, title="Means of p(x|z), z from the prior"),
-        "reconstructions": plotting.reconstructions(
-            shown, jvae.reconstruct(state.params, shown, reconstruct_key)
-        ),
-        "curves": plotting.learning_curves(
-            run_folder.read_metrics(job.folder),
-            curves={
-                job.config.train_metric: f"train {job.config.bound}, mean over the epoch",
-                "test_elbo": "test elbo, after the epoch",
-            },
-        ),
-    }
-    if job.config.latent_dim == 2:
-        images = jvae.likelihood(state.params, plotting.latent_grid(20)).mean
-        figures["manifold"] = plotting.image_grid(
-            images, title="Means of p(x|z), z at equal steps of prior probability"
-        )
+    is_image = plotting.is_image(job.model.data_shape)
+    figures = _images(job, state) if is_image else _marginals(job, state)
+    figures["curves"] = plotting.learning_curves(
+        run_folder.read_metrics(job.folder),
+        curves={
+            job.config.train_metric: f"train {job.config.bound}, mean over the epoch",
+            "test_elbo": "test elbo, after the epoch",
+        },
+        unit=job.protocol["units"],
+    )
     for name, figure in figures.items():
         figure.savefig(job.folder / "figures" / f"{name}.png", dpi=150)
 
 
+def _images(job: Job, state: training.TrainState) -> dict[str, Figure]:
+    sample_key, reconstruct_key = jax.random.split(job.keys.figures)
+    shape = job.model.data_shape
+    means = jvae.sample(state.params, sample_key, 100).reshape(10, 10, *shape)
+    shown = job.test[:50]
+    cmap = "gray_r" if job.config.likelihood == "bernoulli" else "gray"  # ink, or light
+    figures = {
+        "samples": plotting.image_grid(means, title="Means of p(x|z), z from the prior", cmap=cmap),
+        "reconstructions": plotting.reconstructions(
+            shown, jvae.reconstruct(state.params, shown, reconstruct_key), cmap=cmap
+        ),
+    }
+    if job.config.latent_dim == 2:
+        figures["manifold"] = plotting.image_grid(
+            jvae.likelihood(state.params, plotting.latent_grid(20)).mean,
+            title="Means of p(x|z), z at equal steps of prior probability",
+            cmap=cmap,
+        )
+    return figures
+
+
+def _marginals(job: Job, state: training.TrainState) -> dict[str, Figure]:
+    z_key, x_key = jax.random.split(job.keys.figures)
+    prior = jvae.prior(state.params)
+    z = jax.vmap(prior.sample)(jax.random.split(z_key, len(job.test)))
+    drawn = jvae.likelihood(state.params, z).sample(x_key)
+    return {"marginals": plotting.marginals(job.test, drawn)}
+
+
 def _report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> None:
-    table = rich.table.Table("test set", "nats per image", "± s.e.")
+    table = rich.table.Table("test set", job.protocol["units"], "± s.e.")
     table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
     if "test_nll" in result:
         table.add_row(
             f"-log p(x), {job.config.nll_samples} importance samples",
             f"{result['test_nll']:.2f}",
+            f"{result['test_nll_stderr']:.2f}",
+        )
+    if "test_nll_of_the_data_as_given" in result:
+        table.add_row(
+            "-log p of the data in its own units",
+            f"{result['test_nll_of_the_data_as_given']:.2f}",
             f"{result['test_nll_stderr']:.2f}",
         )
     console.print(table)

@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+UNFINISHED = "unfinished_epoch.json"
+
 
 class RunFolderError(RuntimeError):
     """A run folder that cannot be made or continued; the message says what to do."""
@@ -63,15 +65,28 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
       RunFolderError: there is none, or it is no JSON object.
     """
+    return _read_json(folder, "config.json", f"{folder} holds no run: it has no config.json")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The `result.json` of a finished run.
+
+    Raises:
+      RunFolderError: there is none, or it is no JSON object.
+    """
+    return _read_json(folder, "result.json", f"{folder} holds no finished run: no result.json")
+
+
+def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
     try:
-        settings = json.loads((folder / "config.json").read_text())
+        value = json.loads((folder / name).read_text())
     except FileNotFoundError as error:
-        raise RunFolderError(f"{folder} holds no run: it has no config.json") from error
+        raise RunFolderError(missing) from error
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{folder / 'config.json'} cannot be read: {error}") from error
-    if not isinstance(settings, dict):
-        raise RunFolderError(f"{folder / 'config.json'} is no run's settings")
-    return settings
+        raise RunFolderError(f"{folder / name} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise RunFolderError(f"{folder / name} holds no settings or results of a run")
+    return value
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -102,6 +117,19 @@ def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
     draft.replace(folder / "metrics.jsonl")
     return kept
+
+
+def write_unfinished(folder: Path, step: int, bounds: list[float]) -> None:
+    """Keep the bounds of an epoch's steps up to `step`, for the line of a run that goes on."""
+    write_json(folder / UNFINISHED, {"step": step, "bounds": bounds})
+
+
+def read_unfinished(folder: Path, step: int) -> list[float]:
+    """The bounds kept at `step`; none where the run was left elsewhere."""
+    if not (folder / UNFINISHED).exists():
+        return []
+    kept = _read_json(folder, UNFINISHED, missing="")
+    return list(kept["bounds"]) if kept["step"] == step else []
 
 
 def provenance() -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Batches of data that is larger than memory, read with Grain while the device computes."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvae.checks import check_count
+from jvae.data.dataset import Examples
+
+# Batches read ahead: enough to hide the disk, few enough for a small memory.
+READ_AHEAD = 4
+
+
+def batches(
+    examples: Examples,
+    batch_size: int,
+    *,
+    seed: int,
+    step: int = 0,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> Iterator[np.ndarray]:
+    """Batches from global step `step` to the end of its epoch.
+
+    Every epoch is shuffled anew. A batch is a function of the seed and its step alone: a run that
+    goes on from any step sees the batches of one that never stopped, and there is no state to
+    save.
+
+    Args:
+      examples: an array, memory-mapped or not, or files decoded when asked for.
+      batch_size: examples a step over all processes. What is left over at an epoch's end is not
+        used; shuffled, it is others each time.
+      seed: of the order.
+      step: batches already taken since the start of the first epoch.
+      process_index: which of the processes this is; by default `jax.process_index()`.
+      process_count: how many there are; each reads its own share of every batch.
+
+    Yields:
+      [batch_size / process_count, *data_shape], in the dtype of `examples`.
+
+    Raises:
+      ImportError: Grain is not installed.
+      ValueError: fewer examples than a batch, or a batch that the processes cannot share.
+    """
+    try:
+        import grain
+    except ImportError as error:
+        raise ImportError(
+            "data that does not fit into memory is read with Grain: pip install 'jvae[data]'"
+        ) from error
+    count = jax.process_count() if process_count is None else process_count
+    index = jax.process_index() if process_index is None else process_index
+    steps = steps_per_epoch(len(examples), batch_size)
+    if batch_size % count:
+        raise ValueError(f"batch_size {batch_size} cannot be shared by {count} processes")
+    source: Any = grain.MapDataset.source(examples)
+    shuffled = source.seed(seed).shuffle()[: steps * batch_size]
+    batched = shuffled[index::count].batch(batch_size // count)
+    options = grain.ReadOptions(
+        num_threads=min(os.cpu_count() or 1, READ_AHEAD), prefetch_buffer_size=READ_AHEAD
+    )
+    epoch, first = divmod(step, steps)
+    rest = batched.repeat()[epoch * steps + first : (epoch + 1) * steps]
+    return iter(rest.to_iter_dataset(options))
+
+
+def steps_per_epoch(num: int, batch_size: int) -> int:
+    """Whole batches in `num` examples.
+
+    Raises:
+      TypeError: `batch_size` is no int.
+      ValueError: it is below 1 or above `num`.
+    """
+    if check_count("batch_size", batch_size) > num:
+        raise ValueError(f"batch_size must be at most the {num} examples given, got {batch_size}")
+    return num // batch_size

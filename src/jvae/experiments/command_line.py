@@ -1,0 +1,63 @@
+"""The `jvae` command, and how every command ends: one line for the user, a code for the shell."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn
+
+from jvae.checkpoint import CheckpointError
+from jvae.data import DataError
+from jvae.experiments.config import ConfigError
+from jvae.experiments.interrupt import Interrupted
+from jvae.experiments.run_folder import RunFolderError
+
+REFUSALS = (ConfigError, DataError, RunFolderError, CheckpointError)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Call `command` and end the process with what its errors mean.
+
+    Exit codes: 2 for settings or data that cannot be, 1 for a bound that is not finite or a part
+    that is not installed, 128 + the signal after Ctrl-C or SIGTERM.
+    """
+    try:
+        command()
+    except REFUSALS as error:
+        _end(f"error: {error}", 2)
+    except (FloatingPointError, ImportError) as error:
+        _end("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), 1)
+    except subprocess.CalledProcessError as error:
+        sys.exit(error.returncode)
+    except Interrupted as error:
+        _end(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _end("Interrupted before training.", 130)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def main() -> None:
+    """`jvae train …`, `jvae compare …`."""
+    try:
+        import tyro
+
+        from jvae.experiments import compare, train
+    except ModuleNotFoundError as missing:
+        _end(f"error: no module {missing.name!r}: pip install 'jvae[experiments]'", 1)
+
+    def command() -> None:
+        config = tyro.cli(
+            Annotated[train.Config, tyro.conf.subcommand("train")]
+            | Annotated[compare.Config, tyro.conf.subcommand("compare")],
+            prog="jvae",
+            description="Auto-Encoding Variational Bayes.",
+        )
+        if isinstance(config, train.Config):
+            train.run(config)
+        else:
+            compare.run(config)
+
+    run(command)
