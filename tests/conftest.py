@@ -1,5 +1,7 @@
 """Strictness for every test, and the fixtures that several files share."""
 
+from collections.abc import Iterator
+
 import jax
 import jaxtyping
 import pytest
@@ -12,6 +14,14 @@ jaxtyping.install_import_hook("jvae", "beartype.beartype")
 from weights import random_params  # noqa: E402
 
 import jvae  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Datasets are those that a test makes, whatever the user has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("datasets")))
+        yield
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +7,18 @@ import numpy as np
 import pytest
 from standard_errors import SIGMAS
 
-from jvae import binarisation
+from jvae import binarisation, data
 
 KEY = jax.random.key(4)
 FIXED = binarisation.fixed_draw_key()
-EACH_VISIT = {"none": False, "dynamic": True, "static": False, "threshold": False}
+EACH_VISIT = {
+    "none": False,
+    "given": False,
+    "dynamic": True,
+    "static": False,
+    "threshold": False,
+    "dequantised": True,
+}
 
 
 def images(num: int, seed: int = 0) -> jax.Array:
@@ -71,13 +79,106 @@ def test_bernoulli_is_a_function_of_its_key() -> None:
     assert abs(agreement - 0.5) < SIGMAS * 0.5 / math.sqrt(1000)
 
 
+# Dequantisation.
+
+
+def cells(num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every value with `num` draws of its pixel, times 256, in float64: [256, num]."""
+    values = np.repeat(np.arange(256, dtype=np.uint8)[:, None], num, axis=1)
+    x = binarisation.dequantise(jnp.asarray(values), KEY)
+    assert x.dtype == jnp.float32
+    return values, 256 * np.asarray(x, np.float64)
+
+
+def test_a_dequantised_pixel_lies_in_the_cell_of_its_value() -> None:
+    """In [value / 256, (value + 1) / 256): the image can be had back."""
+    values, scaled = cells(2**15)
+    np.testing.assert_array_equal(np.floor(scaled), values)
+    assert scaled.max() < 256
+
+
+def test_no_draw_takes_white_to_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever bits are drawn, u is at most the largest float32 below 1."""
+
+    def largest(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        if jnp.issubdtype(dtype, jnp.integer):
+            return jnp.full(shape, jnp.iinfo(dtype).max, dtype)
+        return jnp.full(shape, np.nextafter(np.float32(1), np.float32(0)), dtype)
+
+    monkeypatch.setattr(jax.random, "uniform", largest)
+    monkeypatch.setattr(jax.random, "bits", largest)
+    x = np.asarray(binarisation.dequantise(jnp.array([0, 255], jnp.uint8), KEY))
+    assert 0.99 / 256 < x[0] < 1 / 256
+    assert 255.99 / 256 < x[1] < 1
+
+
+def test_a_dequantised_pixel_is_uniform_in_its_cell() -> None:
+    """Mean 1/2 and variance 1/12 of u; its fourth central moment is 1/80."""
+    num = 2**15
+    values, scaled = cells(num)
+    u = scaled - values
+    # float32 keeps 255 + u to within 2⁻¹⁷.
+    mean_error = math.sqrt(1 / 12 / num)
+    assert (np.abs(u.mean(axis=1) - 1 / 2) < SIGMAS * mean_error + 2**-17).all()
+    variance_error = math.sqrt((1 / 80 - 1 / 144) / num)
+    squares = ((u - 1 / 2) ** 2).mean(axis=1)
+    assert (np.abs(squares - 1 / 12) < SIGMAS * variance_error + 2**-17).all()
+    # Neighbours are independent: their centred product has mean 0, standard deviation 1/12.
+    products = (u[:, ::2] - 1 / 2) * (u[:, 1::2] - 1 / 2)
+    assert (np.abs(products.mean(axis=1)) < SIGMAS / 12 / math.sqrt(num / 2) + 2**-17).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5, 7)])
+def test_dequantise_takes_any_shape_and_is_a_function_of_its_key(shape: tuple[int, ...]) -> None:
+    grey = jnp.full(shape, 77, jnp.uint8)
+    x = binarisation.dequantise(grey, KEY)
+    assert x.shape == shape
+    np.testing.assert_array_equal(x, jax.jit(binarisation.dequantise)(grey, KEY))
+    assert (x != binarisation.dequantise(grey, jax.random.key(5))).any()
+
+
+def test_threshold_is_one_from_128_up() -> None:
+    x = binarisation.threshold(jnp.arange(256, dtype=jnp.uint8), KEY)
+    assert x.dtype == jnp.float32
+    np.testing.assert_array_equal(x, np.repeat([0.0, 1.0], 128))
+
+
+# The protocols.
+
+
 def test_every_protocol_is_in_the_table() -> None:
     assert EACH_VISIT.keys() == binarisation.BINARISATIONS.keys()
+
+
+def test_each_protocol_has_its_likelihoods() -> None:
+    expected = {
+        "none": {"bernoulli", "gaussian"},
+        "given": {"bernoulli"},
+        "dynamic": {"bernoulli"},
+        "static": {"bernoulli"},
+        "threshold": {"bernoulli"},
+        "dequantised": {"gaussian"},
+    }
+    table = binarisation.BINARISATIONS
+    assert {name: set(known.likelihoods) for name, known in table.items()} == expected
+
+
+def test_one_protocol_draws_the_training_images_once() -> None:
+    table = binarisation.BINARISATIONS
+    assert [name for name, known in table.items() if known.train_once is not None] == ["static"]
+
+
+def test_a_description_begins_with_the_protocols_name() -> None:
+    descriptions = {name: known.description for name, known in binarisation.BINARISATIONS.items()}
+    assert all(text.startswith(f"{name}: ") for name, text in descriptions.items())
+    assert len(set(descriptions.values())) == len(descriptions)
 
 
 @pytest.mark.parametrize("name", EACH_VISIT)
 def test_a_prepared_dataset(name: str) -> None:
     train, test = images(8), images(4, seed=1)
+    if name == "given":
+        train, test = ((part // 128) * jnp.uint8(255) for part in (train, test))
     prepared = binarisation.prepare(name, train, test, FIXED)
     assert prepared.train.shape == train.shape
     assert prepared.train.dtype == jnp.uint8
@@ -91,7 +192,8 @@ def test_a_prepared_dataset(name: str) -> None:
     assert visits[0].dtype == np.float32
     assert (visits[0] != visits[1]).any() == EACH_VISIT[name]
     for x in (*visits, np.asarray(prepared.test)):
-        if name == "none":
+        if name in ("none", "dequantised"):
+            assert len(np.unique(x)) > 40
             assert 0 <= x.min() < x.max() <= 1
         else:
             assert set(np.unique(x)) == {0.0, 1.0}
@@ -101,24 +203,35 @@ def test_protocols_are_what_they_say() -> None:
     train, test = images(8), images(4, seed=1)
     for name, expected in (
         ("none", lambda images: images / np.float32(255)),
+        ("given", lambda images: images / np.float32(255)),
         ("threshold", lambda images: (images >= 128).astype(np.float32)),
     ):
         prepared = binarisation.prepare(name, train, test, FIXED)
         x = prepared.preprocess(prepared.train, KEY)
         np.testing.assert_allclose(x, expected(np.asarray(train)), rtol=1e-6)
         np.testing.assert_allclose(prepared.test, expected(np.asarray(test)), rtol=1e-6)
-    dynamic = binarisation.prepare("dynamic", train, test, FIXED)
-    np.testing.assert_array_equal(dynamic.train, train)
-    np.testing.assert_array_equal(
-        dynamic.preprocess(train, KEY), binarisation.bernoulli(train, KEY)
-    )
+    for name, draw in (
+        ("dynamic", binarisation.bernoulli),
+        ("dequantised", binarisation.dequantise),
+    ):
+        prepared = binarisation.prepare(name, train, test, FIXED)
+        np.testing.assert_array_equal(prepared.train, train)
+        np.testing.assert_array_equal(prepared.preprocess(train, KEY), draw(train, KEY))
+        # The test images are drawn with the second of the fixed key's children.
+        np.testing.assert_array_equal(prepared.test, draw(test, jax.random.split(FIXED)[1]))
 
 
-def test_threshold_is_at_128() -> None:
-    edge = jnp.array([[127, 128]], jnp.uint8)
-    np.testing.assert_array_equal(
-        binarisation.prepare("threshold", edge, edge, FIXED).test, [[0.0, 1.0]]
-    )
+def test_the_draws_of_recorded_results_stay() -> None:
+    """Results on the embedded digits were obtained on these bits."""
+    digits = data.load("mnist_5k")
+    drawn = "cc837781818218fb6be8f69d59985f9af9d72142aa66e874d102ca49f99db1c4"
+    for name, train in (
+        ("dynamic", data.content_sha256(digits.train)),
+        ("static", "b99696b67d7dfed5172471843ec083f7ce7dacd9b4509f3d5ad89f29613aaf8c"),
+    ):
+        prepared = binarisation.prepare(name, digits.train, digits.test, FIXED)
+        assert data.content_sha256(np.asarray(prepared.train)) == train
+        assert data.content_sha256(np.asarray(prepared.test, np.uint8)) == drawn
 
 
 @pytest.mark.parametrize("name", ["static", "dynamic"])
@@ -137,6 +250,12 @@ def test_what_is_drawn_once_has_the_probability_of_its_value(name: str) -> None:
 def test_everybody_has_one_test_set() -> None:
     """The draw of the test images is that of the fixed key, whatever the training images."""
     test = images(4, seed=1)
+    dequantised = [
+        binarisation.prepare("dequantised", images(num), test, key).test
+        for num, key in ((8, FIXED), (3, FIXED), (3, KEY))
+    ]
+    np.testing.assert_array_equal(dequantised[0], dequantised[1])
+    assert (dequantised[0] != dequantised[2]).any()
     static, dynamic = (
         binarisation.prepare(name, images(num), test, FIXED)
         for name, num in (("static", 8), ("dynamic", 3))

@@ -19,12 +19,15 @@ import pytest
 
 import jvae
 from jvae import binarisation, checkpoint, networks, training
+from jvae.data.catalogue import SOURCES
 from jvae.experiments import job, mnist, run_folder
 from jvae.experiments.config import BOUNDS
 from jvae.experiments.interrupt import Interrupted
 
 # 784-50-5-50-784: all that the job does, at a tenth of the cost.
-SMALL = mnist.Config(hidden=(50,), latent_dim=5, epochs=4, checkpoint_every=1, nll_samples=20)
+SMALL = mnist.Config(
+    dataset="mnist_5k", hidden=(50,), latent_dim=5, epochs=4, checkpoint_every=1, nll_samples=20
+)
 
 
 def run_into(folder: Path, config: mnist.Config = SMALL, **changes: Any) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_epochs_of_the_default_model_improve_the_test_elbo(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = mnist.run(mnist.Config(epochs=2, nll_samples=10, out=folder))
+    result = mnist.run(mnist.Config(dataset="mnist_5k", epochs=2, nll_samples=10, out=folder))
     first, second = run_folder.read_metrics(folder)
     # Both are on the same 1,000 images: the gain must exceed the errors of two unpaired means.
     error = np.hypot(first["test_elbo_stderr"], second["test_elbo_stderr"])
@@ -191,6 +194,8 @@ def test_a_signal_saves_and_says_how_to_resume(
         sys.executable,
         "-m",
         "jvae.experiments.mnist",
+        "--dataset",
+        "mnist_5k",
         "--hidden",
         "50",
         "--epochs",
@@ -226,6 +231,8 @@ def test_the_seed_decides_the_run(whole: Path, tmp_path: Path) -> None:
         {"bound": "iwae", "num_samples": 3},
         {"bound": "sgvb_a", "binarisation": "static"},
         {"binarisation": "none"},
+        {"likelihood": "gaussian"},
+        {"stream_above": 0.0},
         {"binarisation": "threshold", "hidden": ()},
         {"optimizer": "adagrad", "learning_rate": 0.02, "map_prior": True},
         {"schedule": "cosine", "clip_norm": 1.0},
@@ -246,8 +253,8 @@ def test_a_bound_that_is_not_finite_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    flags = ["--optimizer", "sgd", "--learning-rate", "1e30", "--hidden", "50", "--out"]
-    monkeypatch.setattr(sys, "argv", ["mnist", *flags, str(folder)])
+    flags = "--dataset mnist_5k --optimizer sgd --learning-rate 1e30 --hidden 50 --out"
+    monkeypatch.setattr(sys, "argv", ["mnist", *flags.split(), str(folder)])
     with pytest.raises(SystemExit) as exit_:
         mnist.main()
     assert exit_.value.code == 1
@@ -283,9 +290,30 @@ def test_a_bound_that_is_not_finite_ends_the_run(
         ("--binarisation grey", "grey"),
         ("--latents 3", "--latents"),
         ("--resume", "--resume needs --out"),
-        ("--dataset mnist", "--dataset mnist needs --data-dir"),
-        ("--batch-size 4001", "--batch-size must be at most the 4000 training examples, got 4001"),
-        ("--dataset mnist --data-dir nowhere", "train-images-idx3-ubyte.gz"),
+        ("--stream-above -1", "--stream-above must be at least 0, got -1.0"),
+        ("--dataset minst", "minst"),
+        (
+            "--dataset mnist",
+            "error: dataset 'mnist' needs train-images-idx3-ubyte.gz (SHA-256 440f",
+        ),
+        ("--dataset mnist", "; no network: cannot reach storage.googleapis.com"),
+        ("--dataset mnist --data-dir nowhere", "in nowhere/downloads/manual or nowhere/mnist; no"),
+        ("--dataset binarized_mnist", "dataset 'binarized_mnist' needs binarized_mnist_train.amat"),
+        ("--dataset omniglot", "it is at https://"),
+        (
+            "--dataset mnist_5k --batch-size 4001",
+            "--batch-size must be at most the 4000 training examples, got 4001",
+        ),
+        (
+            "--dataset mnist_5k --binarisation given",
+            "--binarisation must be none or dynamic or static or threshold for a bernoulli "
+            "likelihood of this data, got given; mnist_5k: uint8 [28, 28], 4,000 training, 1,000 "
+            "test examples, values 0 to 255",
+        ),
+        (
+            "--dataset mnist_5k --binarisation static --stream-above 0",
+            "--binarisation static draws the training images once, in memory",
+        ),
         ("--out nowhere --resume", "nowhere holds no run"),
     ],
 )
@@ -298,6 +326,8 @@ def test_a_wrong_flag_is_one_message_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    reason = "no network: cannot reach storage.googleapis.com (ConnectionError)"
+    monkeypatch.setattr("jvae.data.raw_files._unreachable", lambda url: reason)
     monkeypatch.setattr(sys, "argv", ["mnist", *flags.split()])
     with pytest.raises(SystemExit) as exit_:
         mnist.main()
@@ -319,6 +349,7 @@ def test_a_second_run_into_a_folder_is_refused(whole: Path) -> None:
         ({"seed": 3}, "seed was 0, is 3"),
         ({"hidden": (60,)}, r"hidden was \[50\], is \[60\]"),
         ({"binarisation": "static"}, "binarisation was dynamic, is static"),
+        ({"dataset": "auto", "seed": 3}, "seed was 0, is 3"),
     ],
     ids=str,
 )
@@ -355,12 +386,20 @@ def test_help_explains_every_flag(
         ("optimizer", training.OPTIMIZERS),
         ("activation", networks.ACTIVATIONS),
         ("initialiser", networks.INITIALISERS),
-        ("binarisation", binarisation.BINARISATIONS),
+        ("binarisation", {"auto": None, **binarisation.BINARISATIONS}),
+        ("likelihood", {"auto": None, **networks.FAMILIES}),
     ],
 )
 def test_flags_offer_what_the_tables_have(field: str, table: dict[str, object]) -> None:
     offered = typing.get_args(typing.get_type_hints(mnist.Config)[field])
     assert set(offered) == set(table)
+
+
+def test_the_datasets_offered_are_28_by_28() -> None:
+    offered = typing.get_args(typing.get_type_hints(mnist.Config)["dataset"])
+    known = {"mnist_5k": (28, 28)} | {name: s.data_shape for name, s in SOURCES.items()}
+    expected = {name for name, data_shape in known.items() if data_shape == (28, 28)}
+    assert set(offered) == {"auto", *expected}
 
 
 def test_no_key_of_a_run_is_that_of_the_fixed_draw() -> None:

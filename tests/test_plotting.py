@@ -1,8 +1,30 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.patches import Polygon
 
 from jvae import plotting
+
+
+@pytest.mark.parametrize(
+    ("data_shape", "expected"),
+    [
+        ((28, 28), True),
+        ((28, 20, 1), True),
+        ((32, 32, 3), True),
+        ((1, 1), True),
+        ((784,), False),
+        ((), False),
+        ((32, 32, 2), False),
+        ((32, 32, 4), False),  # transparency is no colour
+        ((3, 32, 32), False),
+        ((2, 8, 8, 3), False),
+    ],
+)
+def test_images_have_one_or_three_channels(data_shape: tuple[int, ...], expected: bool) -> None:
+    assert plotting.is_image(data_shape) == expected
 
 
 def test_a_grid_keeps_each_image_in_its_place() -> None:
@@ -16,14 +38,44 @@ def test_a_grid_keeps_each_image_in_its_place() -> None:
             np.testing.assert_array_equal(cell, images[row, column])
 
 
-def test_reconstructions_stand_under_their_originals() -> None:
-    x = np.random.default_rng(0).uniform(size=(6, 4, 5))
-    (axes,) = plotting.reconstructions(x, x + 10, columns=3).axes
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grid_of_images_with_channels(channels: int) -> None:
+    images = np.random.default_rng(0).uniform(size=(2, 3, 4, 5, channels))
+    (axes,) = plotting.image_grid(images, title="six images").axes
     drawn = np.asarray(axes.images[0].get_array())
+    assert drawn.shape == ((8, 15, 3) if channels == 3 else (8, 15))
+    for row in range(2):
+        for column in range(3):
+            cell = drawn[4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
+            np.testing.assert_array_equal(cell.reshape(4, 5, channels), images[row, column])
+
+
+def test_a_grid_shows_what_is_outside_the_range_as_its_ends() -> None:
+    """Means of a Gaussian may be; matplotlib would warn of colours outside [0, 1]."""
+    images = np.array([-0.5, 0.0, 0.25, 1.0, 1.5, 7.0]).reshape(1, 1, 1, 2, 3)
+    (axes,) = plotting.image_grid(images, title="one image").axes
+    drawn = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal(drawn, [[[0, 0, 0.25], [1, 1, 1]]])
+    assert axes.images[0].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])
+def test_reconstructions_stand_under_their_originals(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).uniform(size=(6, *shape)) / 2
+    (axes,) = plotting.reconstructions(x, x + 0.5, columns=3).axes
+    drawn = np.asarray(axes.images[0].get_array())
+    assert drawn.shape == (16, 15, *shape[2:])
     for i in range(6):
         row, column = divmod(i, 3)
         cell = drawn[8 * row : 8 * row + 8, 5 * column : 5 * column + 5]
-        np.testing.assert_array_equal(cell, np.concatenate([x[i], x[i] + 10]))
+        np.testing.assert_array_equal(cell, np.concatenate([x[i], x[i] + 0.5]))
+
+
+def test_fewer_reconstructions_than_columns_are_one_row() -> None:
+    x = np.random.default_rng(0).uniform(size=(2, 4, 5))
+    (axes,) = plotting.reconstructions(x, x, columns=10).axes
+    drawn = np.asarray(axes.images[0].get_array())
+    np.testing.assert_array_equal(drawn, np.tile(np.concatenate([x[0], x[1]], axis=1), (2, 1)))
 
 
 def test_the_latent_grid_has_equal_steps_of_prior_probability() -> None:
@@ -41,3 +93,40 @@ def test_curves_show_the_records() -> None:
     drawn = {str(line.get_label()): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert drawn == {"train": [[10, -3], [20, -1]], "test": [[10, -4], [20, -2]]}
     assert axes.get_xscale() == "log"
+
+
+def outline(axes: Axes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Edges and densities of the histograms by their labels."""
+    found = {}
+    for patch in axes.patches:
+        assert isinstance(patch, Polygon)
+        # A step outline: up at each edge, along to the next, back to the base line.
+        x, y = patch.get_xy()[:-1].T
+        found[str(patch.get_label())] = (x[::2], y[1::2])
+    return found
+
+
+def test_marginals_are_histograms_of_data_and_model_on_one_grid() -> None:
+    generator = np.random.default_rng(0)
+    data, drawn = generator.normal(size=(200, 3)), generator.normal(1, 2, size=(500, 3))
+    figure = plotting.marginals(data, drawn)
+    assert len(figure.axes) == 3
+    for i, axes in enumerate(figure.axes):
+        assert axes.get_title() == f"column {i + 1}"
+        edges = np.linspace(data[:, i].min(), data[:, i].max(), 31)
+        shown = outline(axes)
+        assert shown.keys() == {"test data", "model"}
+        for label, values in (("test data", data), ("model", drawn)):
+            expected, _ = np.histogram(values[:, i], bins=edges, density=True)
+            np.testing.assert_allclose(shown[label][0], edges, rtol=1e-12)
+            np.testing.assert_allclose(shown[label][1][:30], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("data_shape", "num", "shown"), [((20,), 16, 16), ((20,), 5, 5), ((1,), 16, 1), ((2, 3), 4, 4)]
+)
+def test_at_most_so_many_marginals_are_shown(
+    data_shape: tuple[int, ...], num: int, shown: int
+) -> None:
+    data, drawn = np.random.default_rng(0).normal(size=(2, 9, *data_shape))
+    assert len(plotting.marginals(data, drawn, num=num).axes) == shown

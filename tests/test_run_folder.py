@@ -48,6 +48,55 @@ def test_settings_that_are_none(tmp_path: Path, content: str | None) -> None:
         run_folder.read_settings(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"holds no finished run: no result\.json"),
+        ("{", r"result\.json cannot be read"),
+        ("[]", r"result\.json holds no settings or results of a run"),
+    ],
+)
+def test_results_that_are_none(tmp_path: Path, content: str | None, message: str) -> None:
+    run_folder.create(tmp_path, {"seed": 0})
+    if content is not None:
+        (tmp_path / "result.json").write_text(content)
+    with pytest.raises(run_folder.RunFolderError, match=message) as error:
+        run_folder.read_result(tmp_path)
+    assert str(tmp_path) in str(error.value)
+
+
+def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
+    result = {"test_elbo": -101.25, "seed": 0, "protocol": {"mean": [0.5, 1e-300]}}
+    run_folder.write_json(tmp_path / "result.json", result)
+    assert run_folder.read_result(tmp_path) == result
+
+
+def test_numbers_that_are_none_are_never_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run_folder.write_json(tmp_path / "result.json", {"elbo": float("nan")})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_epoch_is_that_of_its_step_alone(tmp_path: Path) -> None:
+    bounds = [-0.1, -1e-30, -123.456789]
+    assert run_folder.read_unfinished(tmp_path, 3) == []
+    run_folder.write_unfinished(tmp_path, 3, bounds)
+    assert run_folder.read_unfinished(tmp_path, 3) == bounds
+    assert run_folder.read_unfinished(tmp_path, 0) == []
+    assert run_folder.read_unfinished(tmp_path, 4) == []
+    run_folder.write_unfinished(tmp_path, 4, [*bounds, -1.0])
+    assert run_folder.read_unfinished(tmp_path, 3) == []
+    assert run_folder.read_unfinished(tmp_path, 4) == [*bounds, -1.0]
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.UNFINISHED]
+
+
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_an_unfinished_epoch_that_is_none(tmp_path: Path, content: str) -> None:
+    (tmp_path / run_folder.UNFINISHED).write_text(content)
+    with pytest.raises(run_folder.RunFolderError, match=run_folder.UNFINISHED):
+        run_folder.read_unfinished(tmp_path, 3)
+
+
 def test_metrics_rewind_to_a_step_and_forget_a_cut_line(tmp_path: Path) -> None:
     for step in (10, 20, 30):
         run_folder.append_metrics(tmp_path, {"step": step})

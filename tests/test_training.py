@@ -1,5 +1,5 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ import numpy as np
 import optax
 import pytest
 from jaxtyping import Array, PRNGKeyArray
+from standard_errors import ROUNDING
 
 import jvae
-from jvae import training
+from jvae import binarisation, training
 from jvae.training import StepInfo, TrainState
 
 KEY = jax.random.key(5)
@@ -216,6 +217,96 @@ def test_a_batch_size_that_cannot_be_is_refused(batch_size: int) -> None:
     state = training.init(toy_params(), optax.sgd(0.1), KEY)
     with pytest.raises(ValueError, match=rf"batch_size must be at (least|most).*{batch_size}"):
         training.make_epoch(recorder, batch_size)(state, jnp.arange(8))
+
+
+# A streamed epoch.
+
+
+def listed(batches: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:
+    """Batches [steps, batch, ...] of one epoch as a streamed epoch asks for them."""
+    return lambda step: iter(batches[step:])
+
+
+IMAGES = np.random.default_rng(2).integers(0, 256, (12, 4), np.uint8)
+ORDER = np.random.default_rng(3).permutation(12).reshape(4, 3)
+
+
+def scrambled(images: Array, key: PRNGKeyArray) -> Array:
+    """Whose every bit is that of the batch or of the key."""
+    return images ^ jax.random.bits(key, images.shape, jnp.uint8)
+
+
+def test_a_streamed_epoch_preprocesses_as_an_epoch_in_memory() -> None:
+    """Exactly: batches and random bits are integers."""
+    state = training.init(toy_params(), optax.sgd(0.1), KEY)
+    for preprocess in (binarisation.bernoulli, scrambled, None):
+        in_memory, expected = training.make_epoch(recorder, 3, preprocess)(state, IMAGES, ORDER)
+        streamed, info = training.make_streamed_epoch(recorder, preprocess)(
+            state, listed(IMAGES[ORDER])
+        )
+        assert info.bound.shape == (4, 3, 4)
+        assert_trees_equal(info, expected)
+        assert streamed.step == in_memory.step == 4
+        assert_trees_equal(jax.random.key_data(streamed.key), jax.random.key_data(KEY))
+
+
+def test_a_streamed_epoch_is_an_epoch_in_memory_on_its_batches() -> None:
+    """XLA compiles a scan's body and a call apart, so that sums may differ by their rounding."""
+    optimizer = optax.sgd(0.01)
+    step = training.make_step(jvae.elbo, optimizer)
+    state = training.init(linear_gaussian.make(4, 2, 1.0), optimizer, KEY)
+    expected = training.make_epoch(step, 3, binarisation.bernoulli)(state, IMAGES, ORDER)
+    found = training.make_streamed_epoch(step, binarisation.bernoulli)(state, listed(IMAGES[ORDER]))
+    assert found[1].bound.shape == (4,)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=ROUNDING, atol=ROUNDING),
+        (found[0].params, found[1]),
+        (expected[0].params, expected[1]),
+    )
+
+
+def test_a_streamed_epoch_continued_from_any_step_is_the_one_that_never_stopped() -> None:
+    optimizer = optax.adam(0.01)
+    step = training.make_step(jvae.elbo, optimizer)
+    epoch = training.make_streamed_epoch(step, binarisation.bernoulli)
+    start = training.init(linear_gaussian.make(4, 2, 1.0), optimizer, KEY)
+    batches = IMAGES[ORDER]
+    whole, info = epoch(start, listed(batches))
+    for stop in (1, 2, 3):
+        middle, before = epoch(start, listed(batches[:stop]))
+        assert middle.step == stop
+        end, after = epoch(middle, listed(batches))
+        assert end.step == 4
+        assert_trees_equal((end.params, end.opt_state), (whole.params, whole.opt_state))
+        np.testing.assert_array_equal([*before.bound, *after.bound], info.bound)
+
+
+def test_a_streamed_epoch_can_be_run_again_from_its_first_state() -> None:
+    optimizer = optax.adam(0.01)
+    epoch = training.make_streamed_epoch(training.make_step(jvae.elbo, optimizer))
+    params = linear_gaussian.make(4, 2, 1.0)
+    start = training.init(params, optimizer, KEY)
+    x = np.asarray(data(8, 4)).reshape(4, 2, 4)
+    first, again = epoch(start, listed(x)), epoch(start, listed(x))
+    assert_trees_equal(first[0].params, again[0].params)
+    assert_trees_equal(first[1], again[1])
+    assert start.step == 0
+    assert_trees_equal(start.params, params)
+
+
+def test_fit_runs_streamed_epochs_each_from_where_the_last_ended() -> None:
+    asked: list[int] = []
+
+    def batches(step: int) -> Iterator[np.ndarray]:
+        asked.append(step)
+        return iter(np.asarray(data(8)).reshape(4, 2, 5)[step % 4 :])
+
+    optimizer = optax.sgd(0.1)
+    epoch = training.make_streamed_epoch(training.make_step(toy_bound, optimizer))
+    state = training.init(toy_params(), optimizer, KEY)
+    state = state._replace(step=state.step + 3)
+    assert training.fit(state, epoch, batches, num_epochs=3).step == 12
+    assert asked == [3, 4, 8]
 
 
 # The loop.

@@ -106,7 +106,7 @@ BINARISATIONS: dict[str, Binarisation] = {
         test_once=grey,
     ),
     "given": Binarisation(
-        "given: the data as it is; pixels are 0 or 1 already",
+        "given: the data as it is, numbers or pixels of 0 and 1",
         likelihoods=("bernoulli",),
         train_once=None,
         each_visit=grey,

@@ -8,8 +8,9 @@ from jvae.data.dataset import (
     content_sha256,
     hold_out,
 )
+from jvae.data.image_files import ImageFiles
 from jvae.data.loading import NAMES, default_data_dir, load
-from jvae.data.own_files import ImageFiles, check_varied, from_array, load_path
+from jvae.data.own_files import check_varied, from_array, load_path
 from jvae.data.raw_files import NoNetworkError
 from jvae.data.raw_formats import read_idx
 from jvae.data.streaming import batches

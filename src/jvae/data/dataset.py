@@ -80,7 +80,7 @@ class Dataset:
     def values(self) -> tuple[float, float]:
         """The smallest and the largest value; of 8-bit images 0 and 255, which are not read."""
         if self.train.dtype == np.uint8:
-            return 0, 255
+            return 0.0, 255.0
         parts = [np.asarray(self.test), np.asarray(self.train)]
         return float(min(p.min() for p in parts)), float(max(p.max() for p in parts))
 
@@ -115,7 +115,9 @@ def content_sha256(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def hold_out(num: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(
+    num: int, fraction: float, seed: int, where: str = "data"
+) -> tuple[np.ndarray, np.ndarray]:
     """A seeded split of `num` examples into training and test indices, each in rising order.
 
     The same for ever: PCG64's raw stream, unlike NumPy's permutations, never changes.
@@ -125,6 +127,7 @@ def hold_out(num: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarr
       fraction: of the examples to hold out, between 0 and 1; at least two are, since one has no
         standard error.
       seed: of the split.
+      where: what the message calls the data.
 
     Raises:
       DataError: fewer than three examples.
@@ -133,10 +136,20 @@ def hold_out(num: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarr
     if not 0 < fraction < 1:
         raise ValueError(f"the test fraction must be between 0 and 1, got {fraction}")
     if num < 3:
-        raise DataError(f"{num} examples: at least 3 are needed to hold out a test part")
+        raise DataError(f"{where}: {num} examples, at least 3 are needed to hold out a test part")
     order = np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable")
     num_test = min(max(2, round(num * fraction)), num - 1)
     return np.sort(order[num_test:]), np.sort(order[:num_test])
+
+
+def check_likelihood(name: str) -> None:
+    """Refuse the name of no likelihood.
+
+    Raises:
+      ValueError: names what is expected.
+    """
+    if name not in ("bernoulli", "gaussian"):
+        raise ValueError(f"unknown likelihood {name!r}: expected 'bernoulli' or 'gaussian'")
 
 
 def check_support(x: np.ndarray, likelihood: str = "bernoulli", *, where: str = "x") -> None:
@@ -151,8 +164,7 @@ def check_support(x: np.ndarray, likelihood: str = "bernoulli", *, where: str = 
       DataError: names the index and the value of the first offender.
       ValueError: an unknown likelihood.
     """
-    if likelihood not in ("bernoulli", "gaussian"):
-        raise ValueError(f"unknown likelihood {likelihood!r}: expected 'bernoulli' or 'gaussian'")
+    check_likelihood(likelihood)
     x = np.asarray(x)
     inside = np.isfinite(x)
     expected = "finite"

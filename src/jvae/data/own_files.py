@@ -1,52 +1,41 @@
 """Your own data: arrays, `.npy`, `.npz`, tables of numbers, folders of images."""
 
-import csv
-import hashlib
+import math
 import os
-import warnings
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
+from jaxtyping import Array, Shaped
 
-from jvae.data.dataset import DataError, Dataset, content_sha256, hold_out
-
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-ARRAY_SUFFIXES = (".npy", ".npz")
-TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+from jvae.data import array_files, image_files, table_files
+from jvae.data.dataset import DataError, Dataset, check_likelihood, content_sha256, hold_out
+from jvae.data.image_files import ImageFiles
 
 # A folder of images that takes more than this, decoded, is read as it is needed.
-STREAM_ABOVE_BYTES = 2 << 30
+STREAM_ABOVE_BYTES = 1 << 30
 # The test part is always in memory: of a folder that is not, it has no more images than this.
 MAX_STREAMED_TEST = 10_000
-# A file that unpacks to more than this, and to so many times its size, is taken for a bomb:
-# deflate reaches 1,032 on zeros alone, real data 10.
-BOMB_BYTES = 1 << 28
-BOMB_RATIO = 100
-
-# The names that others use for the parts of an .npz file: Keras's, and ours.
-_NPZ_NAMES = {
-    "train": ("train", "x_train"),
-    "valid": ("valid", "x_valid", "x_val"),
-    "test": ("test", "x_test"),
-    "train_labels": ("train_labels", "y_train"),
-    "valid_labels": ("valid_labels", "y_valid", "y_val"),
-    "test_labels": ("test_labels", "y_test"),
-}
-
 _UNKNOWN_LICENCE = "your own data"
 
 
+class _Wish(NamedTuple):
+    """What the caller asked for; see `load_path`."""
+
+    test_fraction: float
+    split_seed: int
+    likelihood: str | None
+
+
 def from_array(
-    train: np.ndarray,
-    test: np.ndarray | None = None,
+    train: Shaped[np.ndarray | Array, "..."],
+    test: Shaped[np.ndarray | Array, "..."] | None = None,
     *,
     name: str = "array",
     test_fraction: float = 0.1,
     split_seed: int = 0,
+    likelihood: str | None = None,
 ) -> Dataset:
     """A `Dataset` of arrays.
 
@@ -57,15 +46,17 @@ def from_array(
       name: of the dataset.
       test_fraction: how much to hold out where there is no `test`.
       split_seed: of that split.
+      likelihood: the values have to be in its support: "bernoulli", 0 and 1 or 8-bit pixels to be
+        binarised; "gaussian", or None for any, finite numbers, and in a table no constant column.
 
     Raises:
-      DataError: no numbers, no examples, NaN or infinities, or a table's constant column, named
-        by index and value.
+      DataError: no numbers, no examples, or values outside the support, named by row and value.
     """
     parts = {"train": np.asarray(train)}
     if test is not None:
         parts["test"] = np.asarray(test)
-    return _from_parts(parts, name, name, test_fraction, split_seed)
+    check_likelihood(likelihood or "gaussian")
+    return _from_parts(parts, name, name, _Wish(test_fraction, split_seed, likelihood))
 
 
 def load_path(
@@ -73,6 +64,7 @@ def load_path(
     *,
     test_fraction: float = 0.1,
     split_seed: int = 0,
+    likelihood: str | None = None,
     stream_above: int = STREAM_ABOVE_BYTES,
 ) -> Dataset:
     """Load your own data.
@@ -88,6 +80,7 @@ def load_path(
       path: the file or folder.
       test_fraction: how much to hold out where there is no test part.
       split_seed: of that split.
+      likelihood: as `from_array` takes it.
       stream_above: a folder of images that decodes to more bytes than this is not read into
         memory: `train` is then an `ImageFiles`.
 
@@ -98,40 +91,47 @@ def load_path(
       DataError: what cannot be read or trained on, with file, row and value. Nothing is ever
         unpickled, and a file that unpacks beyond all measure is refused.
     """
-    path = Path(path).expanduser()
-    split = test_fraction, split_seed
+    path = Path(path)
+    wish = _Wish(test_fraction, split_seed, likelihood)
+    check_likelihood(likelihood or "gaussian")
     try:
+        path = path.expanduser()
         if path.is_dir():
-            return _load_folder(path, *split, stream_above)
+            return _load_folder(path, wish, stream_above)
         if not path.exists():
             raise DataError(f"{path} does not exist")
         suffix = path.suffix.lower()
+        columns: list[str] = []
         if suffix == ".npy":
-            return _from_parts({"train": _read_npy(path)}, path.stem, str(path), *split)
-        if suffix == ".npz":
-            return _from_parts(_read_npz(path), path.stem, str(path), *split)
-        if suffix in TABLE_SUFFIXES:
-            columns, table = _read_parquet(path) if suffix == ".parquet" else _read_text(path)
+            parts = {"train": array_files.read_npy(path)}
+        elif suffix == ".npz":
+            parts = array_files.read_npz(path)
+        elif suffix in table_files.SUFFIXES:
+            columns, table = table_files.read_table(path)
             parts = {"train": table}
-            return _from_parts(parts, path.stem, str(path), *split, columns=columns)
+        else:
+            known = ", ".join((*array_files.SUFFIXES, *table_files.SUFFIXES))
+            raise DataError(
+                f"{path}: expected a folder of images or a file of {known}, got {suffix!r}"
+            )
+        return _from_parts(parts, path.stem, str(path), wish, columns)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    known = ", ".join((*ARRAY_SUFFIXES, *TABLE_SUFFIXES))
-    raise DataError(f"{path}: expected a folder of images or a file of {known}, got {suffix!r}")
+    except RuntimeError as error:  # of expanduser
+        raise DataError(f"{path}: {error}") from error
 
 
 def _from_parts(
     parts: dict[str, np.ndarray],
     name: str,
     where: str,
-    test_fraction: float,
-    split_seed: int,
+    wish: _Wish,
     columns: Sequence[str] = (),
 ) -> Dataset:
     """The dataset of arrays by the names of `Dataset`, held out where there is no test part."""
     several = len(parts) > 1
     examples: dict[str, Any] = {
-        part: _examples(parts[part], f"{where}: {part}" if several else where, columns)
+        part: _examples(parts[part], f"{where}: {part}" if several else where, wish, columns)
         for part in ("train", "valid", "test")
         if part in parts
     }
@@ -151,14 +151,16 @@ def _from_parts(
             )
     source = where
     if "test" not in examples:
-        train, test = hold_out(len(examples["train"]), test_fraction, split_seed)
+        train, test = hold_out(len(examples["train"]), wish.test_fraction, wish.split_seed, where)
         examples["test"] = examples["train"][test]
         examples["train"] = examples["train"][train]
         if "train_labels" in labels:
             labels["test_labels"] = labels["train_labels"][test]
             labels["train_labels"] = labels["train_labels"][train]
-        source += f", {len(test)} examples held out (seed {split_seed})"
-    if len(shape) == 1 and dtype == np.float32:
+        source += f", {len(test)} examples held out (seed {wish.split_seed})"
+    is_table = len(shape) == 1 and dtype == np.float32
+    binary = wish.likelihood is None and bool(_is_binary(examples["train"]).all())
+    if is_table and wish.likelihood != "bernoulli" and not binary:
         check_varied(examples["train"], where, columns)
     return Dataset(
         name=name,
@@ -172,8 +174,12 @@ def _from_parts(
     )
 
 
-def _examples(array: np.ndarray, where: str, columns: Sequence[str]) -> np.ndarray:
-    """uint8 or finite float32 [num, *data_shape]."""
+def _is_binary(array: np.ndarray) -> np.ndarray:
+    return (array == 0) | (array == 1)
+
+
+def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]) -> np.ndarray:
+    """uint8 or float32 [num, *data_shape] inside the likelihood's support."""
     if array.dtype.kind not in "buif":
         raise DataError(f"{where}: values of type {array.dtype}, expected numbers")
     if array.ndim < 2 or array.size == 0:
@@ -186,13 +192,17 @@ def _examples(array: np.ndarray, where: str, columns: Sequence[str]) -> np.ndarr
         return array.astype(np.uint8)
     with np.errstate(over="ignore"):  # beyond float32: refused below, as an infinity
         converted = array.astype(np.float32)
-    if not np.isfinite(converted).all():
-        index = np.unravel_index(np.argmin(np.isfinite(converted)), array.shape)
+    inside, expected = np.isfinite(converted), "finite numbers"
+    if wish.likelihood == "bernoulli":
+        inside = _is_binary(array)
+        expected = "0 or 1 under a bernoulli likelihood, or 8-bit pixels to be binarised"
+    if not inside.all():
+        index = np.unravel_index(np.argmin(inside), array.shape)
         row, *rest = (int(i) for i in index)
         column = f" ({columns[rest[0]]!r})" if columns else ""
         raise DataError(
             f"{where}: row {row + 1}, column {', '.join(str(i + 1) for i in rest)}{column} is "
-            f"{array[index]}: expected finite numbers"
+            f"{array[index]}: expected {expected}"
         )
     return converted
 
@@ -219,183 +229,11 @@ def check_varied(train: np.ndarray, where: str, columns: Sequence[str] = ()) -> 
         )
 
 
-def _read_npy(path: Path) -> np.ndarray:
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise _bad_array(path, error) from error
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"{path}: not an .npy file")
-    return array
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        _refuse_bomb(path, sum(member.file_size for member in members))
-        with np.load(path, allow_pickle=False) as arrays:
-            found: dict[str, np.ndarray] = {name: arrays[name] for name in arrays.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise _bad_array(path, error) from error
-    parts = {}
-    for part, names in _NPZ_NAMES.items():
-        present = [name for name in names if name in found]
-        if present:
-            parts[part] = found.pop(present[0])
-    if "train" not in parts and len(found) == 1 and not parts:
-        return {"train": found.popitem()[1]}
-    if "train" not in parts or found:
-        raise DataError(
-            f"{path} holds {', '.join(sorted([*parts, *found])) or 'nothing'}: expected one array, "
-            f"or arrays named {', '.join(_NPZ_NAMES)}"
-        )
-    for part in ("valid", "test"):
-        if f"{part}_labels" in parts and part not in parts:
-            raise DataError(f"{path} holds {part}_labels without {part}")
-    return parts
-
-
-def _bad_array(path: Path, error: Exception) -> DataError:
-    if any(word in str(error).lower() for word in ("pickle", "object")):
-        return DataError(f"{path}: holds pickled Python objects, which are never loaded")
-    return DataError(f"{path}: not a whole {path.suffix} file ({error})")
-
-
-def _refuse_bomb(path: Path, unpacked: int) -> None:
-    packed = path.stat().st_size
-    if unpacked > BOMB_BYTES and unpacked > BOMB_RATIO * packed:
-        raise DataError(
-            f"{path}: {packed:,} bytes would unpack to {unpacked:,}: refused as a decompression "
-            "bomb; save it uncompressed if it is none"
-        )
-
-
-def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
-    """The names of the columns, none without a header, and the numbers [rows, columns]."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = max("\t;,", key=first.count)
-            header = next(csv.reader([first], delimiter=delimiter), [])
-            names = [] if all(map(_is_number, header)) else [name.strip() for name in header]
-            if not names:
-                file.seek(0)
-            with warnings.catch_warnings(action="ignore"):  # no rows: refused by its shape
-                table = np.loadtxt(file, delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text in UTF-8 ({error})") from error
-    except ValueError as error:
-        raise _bad_row(path, delimiter, names, error) from error
-    if names and table.size and len(names) != table.shape[1]:
-        raise DataError(f"{path}: {len(names)} names of columns for {table.shape[1]} columns")
-    return names, table
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _bad_row(path: Path, delimiter: str, names: list[str], error: ValueError) -> DataError:
-    """The refusal of the first row that is wrong, found by a second look."""
-    width = len(names)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter)
-        for number, row in enumerate(rows):
-            if (names and number == 0) or not row:
-                continue
-            where = f"{path}, line {rows.line_num}"
-            width = width or len(row)
-            if len(row) != width:
-                return DataError(f"{where}: {len(row)} columns, expected {width}")
-            for i, text in enumerate(row):
-                if not _is_number(text):
-                    name = f" ({names[i]!r})" if names else ""
-                    return DataError(f"{where}, column {i + 1}{name}: {text!r} is not a number")
-    return DataError(f"{path}: {error}")
-
-
-def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
-    import pyarrow
-    import pyarrow.parquet
-    import pyarrow.types as types
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            _refuse_bomb(path, 8 * file.metadata.num_rows * file.metadata.num_columns)
-            table = file.read()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{path}: not a whole Parquet file ({error})") from error
-    # pandas stores an index beside the columns.
-    names = [name for name in table.column_names if not name.startswith("__index_level_")]
-    columns = []
-    for name in names:
-        column = table.column(name)
-        if not (types.is_floating(column.type) or types.is_integer(column.type)):
-            raise DataError(f"{path}: column {name!r} holds {column.type}, expected numbers")
-        if column.null_count:
-            row = int(np.argmax(column.is_null().to_numpy())) + 1
-            raise DataError(f"{path}: row {row}, column {name!r} is empty: expected a number")
-        columns.append(column.to_numpy().astype(np.float64))
-    if not columns:
-        raise DataError(f"{path}: no columns")
-    return names, np.stack(columns, axis=1)
-
-
-class ImageFiles:
-    """Images of one size in files, each decoded when it is asked for.
-
-    Attributes:
-      paths: of the files.
-      shape: (num, height, width), with 3 channels (num, height, width, 3).
-    """
-
-    def __init__(self, paths: Sequence[Path], image_shape: tuple[int, ...]):
-        self.paths = tuple(paths)
-        self.shape = (len(self.paths), *image_shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """uint8."""
-        return np.dtype(np.uint8)
-
-    @property
-    def nbytes(self) -> int:
-        """Of all images, decoded."""
-        return int(np.prod(self.shape, dtype=object))
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """One image, uint8 `shape[1:]`.
-
-        Raises:
-          DataError: the file cannot be decoded.
-        """
-        from PIL import Image
-
-        path = self.paths[index]
-        mode = "RGB" if len(self.shape) == 4 else "L"
-        try:
-            with Image.open(path) as image:
-                array = np.asarray(image.convert(mode))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path}: not a whole image ({error})") from error
-        if array.shape != self.shape[1:]:
-            raise DataError(f"{path}: changed to an image of {array.shape} while it was used")
-        return array
-
-
-def _load_folder(folder: Path, test_fraction: float, split_seed: int, stream_above: int) -> Dataset:
-    found = list(_image_paths(folder))
+def _load_folder(folder: Path, wish: _Wish, stream_above: int) -> Dataset:
+    found = list(image_files.image_paths(folder))
     if not found:
-        raise DataError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-    shape = _common_shape(found)
+        raise DataError(f"{folder}: no images ({', '.join(image_files.SUFFIXES)})")
+    shape = image_files.common_shape(found)
     parts = {
         part: [path for path in found if path.is_relative_to(folder / part)]
         for part in ("train", "test")
@@ -405,80 +243,18 @@ def _load_folder(folder: Path, test_fraction: float, split_seed: int, stream_abo
         if len(found) != len(parts["train"]) + len(parts["test"]):
             raise DataError(f"{folder}: images outside its folders train and test")
     else:
-        streamed = int(np.prod((len(found), *shape), dtype=object)) > stream_above
-        fraction = min(test_fraction, MAX_STREAMED_TEST / len(found)) if streamed else test_fraction
-        train, test = hold_out(len(found), fraction, split_seed)
+        fraction = wish.test_fraction
+        if math.prod((len(found), *shape)) > stream_above and 0 < fraction < 1:
+            fraction = min(fraction, MAX_STREAMED_TEST / len(found))
+        train, test = hold_out(len(found), fraction, wish.split_seed, str(folder))
         parts = {"train": [found[i] for i in train], "test": [found[i] for i in test]}
-        source += f", {len(test)} images held out (seed {split_seed})"
+        source += f", {len(test)} images held out (seed {wish.split_seed})"
     files = {part: ImageFiles(paths, shape) for part, paths in parts.items()}
     return Dataset(
         name=folder.resolve().name,
-        train=files["train"] if files["train"].nbytes > stream_above else _decode(files["train"]),
-        test=_decode(files["test"]),
+        train=files["train"] if files["train"].nbytes > stream_above else files["train"].decode(),
+        test=files["test"].decode(),
         source=source,
-        sha256=_files_sha256(folder, found),
+        sha256=image_files.files_sha256(folder, found),
         licence=_UNKNOWN_LICENCE,
     )
-
-
-def _image_paths(folder: Path) -> Iterator[Path]:
-    for directory, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(directory, name)
-
-
-def _common_shape(paths: Sequence[Path]) -> tuple[int, ...]:
-    """The shape of all images, from their headers alone.
-
-    Raises:
-      DataError: two sizes, grey and colour mixed, a mode that is neither, a bomb, or no image.
-    """
-    from PIL import Image
-
-    first: tuple[int, ...] | None = None
-    for path in tqdm(paths, "Looking at images", unit=" images", disable=None, delay=1):
-        try:
-            with (
-                warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-                Image.open(path) as image,
-            ):
-                mode, (width, height) = image.mode, image.size
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise DataError(f"{path}: refused as a decompression bomb ({error})") from error
-        except (OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{path}: not an image ({error})") from error
-        if mode not in ("1", "L", "P", "RGB", "CMYK", "YCbCr"):
-            raise DataError(
-                f"{path}: an image of mode {mode!r}, expected 8-bit grey or colour without "
-                "transparency"
-            )
-        shape = (height, width) if mode in ("1", "L") else (height, width, 3)
-        first = first or shape
-        if shape != first:
-            raise DataError(f"{path} is {_words(shape)}, {paths[0]} is {_words(first)}")
-    if first is None:
-        raise DataError("no images")
-    return first
-
-
-def _words(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}×{shape[1]} {'in colour' if len(shape) == 3 else 'grey'}"
-
-
-def _decode(files: ImageFiles) -> np.ndarray:
-    images = np.empty(files.shape, np.uint8)
-    for i in tqdm(range(len(files)), "Reading images", unit=" images", disable=None, delay=1):
-        images[i] = files[i]
-    return images
-
-
-def _files_sha256(folder: Path, paths: Sequence[Path]) -> str:
-    """Of the names and bytes of files."""
-    digest = hashlib.sha256()
-    for path in tqdm(paths, "Hashing files", unit=" files", disable=None, delay=1):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{content}\0".encode())
-    return digest.hexdigest()

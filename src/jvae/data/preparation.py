@@ -6,6 +6,7 @@ folder appears whole, by one rename, or not at all.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -110,10 +111,11 @@ def prepare(source: Source, files: Mapping[str, Path], folder: Path) -> Dataset:
     splits = source.splits(files)
     found = f"raw files in {', '.join(sorted({str(path.parent) for path in files.values()}))}"
     # What is there already is in a format that we cannot read: it stays, and gets our cache.
-    prepared_by_others = folder.exists()
-    with _temporary_folder(folder if prepared_by_others else folder.parent) as cache:
+    # Where array_record has no build, as on some platforms, there is no more than the cache.
+    only_cache = folder.exists() or importlib.util.find_spec("array_record") is None
+    with _temporary_folder(folder if only_cache else folder.parent) as cache:
         arrays = _allocate(source, splits, cache)
-        if cache is None or prepared_by_others:
+        if cache is None or only_cache:
             _fill_all(source, splits, arrays, f"Decoding {source.name}")
             dataset = _described(source, arrays, found, cache)
             if cache is not None:
@@ -247,9 +249,10 @@ def _allocate(source: Source, splits: Mapping[str, Split], folder: Path | None) 
     for name, shape in shapes.items():
         file = folder / f"{name}.npy"
         arrays[name] = open_memmap(file, mode="w+", dtype=np.uint8, shape=shape)
-        # Taken now: a full disk would end the process when the memory is written back.
-        with file.open("r+b") as opened:
-            os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        if hasattr(os, "posix_fallocate"):
+            # Taken now: a full disk would end the process when the memory is written back.
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     return arrays
 
 

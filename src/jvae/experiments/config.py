@@ -29,7 +29,7 @@ class Config:
     """none: pixels / 255. given: numbers, or pixels of 0 and 1, as they are. dynamic: drawn at
     each visit. static: drawn once. threshold: 1 from 128 up. dequantised: (value + noise) / 256.
     auto: dynamic for grey pixels under bernoulli, dequantised under gaussian, else given."""
-    stream_above: float = 2.0
+    stream_above: float = 1.0
     """GiB: data that is larger, decoded, is read from the disk batch by batch."""
     latent_dim: int = 20
     """Size of z; with 2, the run also draws the latent manifold."""
