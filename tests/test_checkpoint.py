@@ -1,8 +1,13 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import jvae
 from jvae import checkpoint, training
@@ -22,7 +27,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     step = training.make_step(jvae.elbo, optimizer)
     state, _ = step(make_state(), jax.random.uniform(jax.random.key(1), (5, 4)))
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, state)
+        checkpoint.save_state(checkpoints, state)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         restored = checkpoint.restore_latest(checkpoints, make_state(seed=1))
     # Trees of different structure cannot be mapped over together.
@@ -33,7 +38,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
 def test_the_latest_two_stay(tmp_path: Path) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         for step in (1, 2, 3, 4):
-            checkpoint.save(checkpoints, make_state(step=step))
+            checkpoint.save_state(checkpoints, make_state(step=step))
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         assert sorted(checkpoints.all_steps()) == [3, 4]
         assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 4
@@ -41,8 +46,8 @@ def test_the_latest_two_stay(tmp_path: Path) -> None:
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, make_state(seed=0))
-        checkpoint.save(checkpoints, make_state(seed=1))
+        checkpoint.save_state(checkpoints, make_state(seed=0))
+        checkpoint.save_state(checkpoints, make_state(seed=1))
         restored = checkpoint.restore_latest(checkpoints, make_state(seed=2))
     first = make_state(seed=0)
     jax.tree.map(np.testing.assert_array_equal, restored.params, first.params)
@@ -59,8 +64,143 @@ def test_no_checkpoint_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [{"latent_dim": 4}, {"optimizer": "sgd"}], ids=str)
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[str, int]) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, make_state())
+        checkpoint.save_state(checkpoints, make_state())
         with pytest.raises(
             checkpoint.CheckpointError, match="is of another model or optimizer: opt_state/"
         ):
             checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]
+
+
+# Weights alone.
+
+MODELS = {
+    "the paper's": jvae.VAE.mlp(data_shape=(4,), latent_dim=3, hidden=(5,)),
+    "affine, scale fixed": jvae.VAE.mlp((2, 3), 1, (), likelihood=jvae.Gaussian(scale=0.5)),
+    "modern": jvae.VAE.mlp((3,), 2, (4, 5), "relu", jvae.Gaussian(sigmoid_mean=True), "lecun"),
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A good file of weights."""
+    params = jvae.init(MODELS["the paper's"], jax.random.key(0))
+    checkpoint.save(tmp_path / "weights.safetensors", params)
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_come_back_with_their_model(tmp_path: Path, name: str) -> None:
+    params = jvae.init(MODELS[name], jax.random.key(3))
+    checkpoint.save(tmp_path / "a", params)
+    loaded = checkpoint.load(str(tmp_path / "a"))
+    assert loaded.model == params.model
+    assert hash(loaded.model) == hash(params.model)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_weights_are_read_in_a_new_process_without_training(file: Path) -> None:
+    code = f"""
+import sys, jax, jvae.checkpoint
+params = jvae.checkpoint.load({str(file)!r})
+print(jvae.sample(params, jax.random.key(1), 2).tolist())
+assert not any(name.startswith("jvae.experiments") for name in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    params = jvae.init(MODELS["the paper's"], jax.random.key(0))
+    np.testing.assert_allclose(
+        json.loads(found.stdout), jvae.sample(params, jax.random.key(1), 2), rtol=1e-6
+    )
+
+
+def test_a_saved_file_is_replaced_whole(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = file.read_bytes()
+    params = jvae.init(MODELS["modern"], jax.random.key(0))
+
+    def full(self: Path, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(checkpoint.CheckpointError, match=r"cannot write .*No space left"):
+            checkpoint.save(file, params)
+    assert file.read_bytes() == before
+    checkpoint.save(file, params)
+    assert checkpoint.load(file).model == MODELS["modern"]
+
+
+def square(x: jax.Array) -> jax.Array:
+    return x * x
+
+
+def test_a_model_that_a_file_cannot_describe_is_refused(tmp_path: Path) -> None:
+    params = jvae.init(jvae.VAE.mlp((4,), activation=square), jax.random.key(0))
+    message = r"model\.encoder\.activation is <function square.*names and VAE, MLP"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        checkpoint.save(tmp_path / "a", params)
+    assert list(tmp_path.iterdir()) == []
+
+
+def rewritten(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    """Change the weights of a file and leave the description of its model."""
+
+    def apply(path: Path) -> None:
+        with safetensors.safe_open(path, framework="numpy") as opened:
+            metadata = opened.metadata()
+        arrays = safetensors.numpy.load_file(path)
+        change(arrays)
+        safetensors.numpy.save_file(arrays, path, metadata)
+
+    return apply
+
+
+def described(model: object) -> Callable[[Path], None]:
+    """Change the description and leave the weights."""
+
+    def apply(path: Path) -> None:
+        arrays = safetensors.numpy.load_file(path)
+        safetensors.numpy.save_file(arrays, path, {"model": json.dumps(model)})
+
+    return apply
+
+
+BIAS = "encoder/params/output/bias"
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "gone": (Path.unlink, "does not exist"),
+    "empty": (lambda path: path.write_bytes(b""), "not a whole file"),
+    "text": (lambda path: path.write_text("weights"), "not a whole file"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-1]), "not a whole file"),
+    "of others": (
+        lambda path: safetensors.numpy.save_file({"a": np.zeros(1)}, path),
+        "no weights of jvae, 'model' is missing",
+    ),
+    "an unknown part": (described({"part": "os.system"}), "'os.system' is missing"),
+    "a list": (described([1, 2]), "not a whole file"),
+    "fields missing": (described({"part": "VAE"}), "not a whole file"),
+    "a weight missing": (
+        rewritten(lambda arrays: arrays.pop(BIAS)),
+        rf"{BIAS} is missing, its model has float32 \(6,\)",
+    ),
+    "a weight more": (
+        rewritten(lambda arrays: arrays.update(more=np.zeros(2, np.float32))),
+        r"more is float32 \(2,\), its model has none",
+    ),
+    "another shape": (
+        rewritten(lambda arrays: arrays.update({BIAS: np.zeros(7, np.float32)})),
+        rf"{BIAS} is float32 \(7,\), its model has float32 \(6,\)",
+    ),
+    "another dtype": (
+        rewritten(lambda arrays: arrays.update({BIAS: np.zeros(6)})),
+        rf"{BIAS} is float64 \(6,\), its model has float32 \(6,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damaged_weights_are_refused(file: Path, name: str) -> None:
+    damage, message = DAMAGE[name]
+    damage(file)
+    with pytest.raises(checkpoint.CheckpointError, match=message) as error:
+        checkpoint.load(file)
+    assert str(file) in str(error.value)
+    assert "\n" not in str(error.value)

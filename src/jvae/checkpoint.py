@@ -1,17 +1,38 @@
-"""Save and restore a training state with Orbax."""
+"""Save and restore: a training state with Orbax, the weights of a model in one portable file."""
 
-from collections.abc import Iterator
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+import safetensors
+import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers
 
+from jvae import models, networks, priors
+from jvae.models import Params
 from jvae.training import TrainState
 
 Checkpoints: TypeAlias = ocp.CheckpointManager
+
+# The parts that a description in a file may name.
+_PARTS = {
+    part.__name__: part
+    for part in (
+        models.VAE,
+        networks.MLP,
+        networks.Bernoulli,
+        networks.Gaussian,
+        priors.StandardNormal,
+    )
+}
 
 
 class CheckpointError(RuntimeError):
@@ -37,7 +58,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
         yield checkpoints
 
 
-def save(checkpoints: Checkpoints, state: TrainState) -> None:
+def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
     """Save `state` under its step, unless that step is there already."""
     step = int(state.step)
     if step not in checkpoints.all_steps():
@@ -80,3 +101,106 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
         jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
         for path, leaf in leaves
     }
+
+
+def save(path: str | os.PathLike[str], params: Params) -> None:
+    """Write weights and the description of their model to one file, in the safetensors format.
+
+    The file is written whole or not at all. It needs no code of a training run to be read, and
+    nothing in it is executed.
+
+    Args:
+      path: the file; by convention it ends in `.safetensors`.
+      params: of a model made of jvae's own networks, as `VAE.mlp` makes.
+
+    Raises:
+      CheckpointError: a part of the model that a file cannot describe, such as an activation
+        given as a function, or a file that cannot be written.
+    """
+    path = Path(path)
+    description = json.dumps(_describe(params.model, "model"))
+    content = safetensors.numpy.save(
+        {name: np.asarray(leaf) for name, leaf in _named(params.weights).items()},
+        metadata={"format": "jvae", "model": description},
+    )
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+
+
+def load(path: str | os.PathLike[str]) -> Params:
+    """Read what `save` wrote.
+
+    Returns:
+      The model with its weights.
+
+    Raises:
+      CheckpointError: no such file, a damaged one, or one of something else.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = _build(json.loads(metadata["model"]))
+        if not isinstance(model, models.VAE):
+            raise TypeError("it describes no model")
+        abstract = jax.eval_shape(lambda: models.init(model, jax.random.key(0)))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path}: no weights of jvae, {error} is missing") from error
+    except (OSError, ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole file of weights ({error})") from error
+    wanted, given = _forms(_named(abstract.weights)), _forms(found)
+    if differing := sorted(name for name, _ in wanted.items() ^ given.items()):
+        name = differing[0]
+        raise CheckpointError(
+            f"{path}: {name} is {given.get(name, 'missing')}, its model has "
+            f"{wanted.get(name, 'none')}"
+        )
+    leaves = [jnp.asarray(found[name]) for name in wanted]
+    weights = jax.tree.unflatten(jax.tree.structure(abstract.weights), leaves)
+    return Params(weights=weights, model=model)
+
+
+def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by the names on the way to them, in the tree's order."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _describe(value: Any, where: str) -> Any:
+    """`value` as JSON: parts by their name and fields."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return [_describe(item, where) for item in value]
+    if _PARTS.get(type(value).__name__) is type(value):
+        fields = {
+            field.name: _describe(getattr(value, field.name), f"{where}.{field.name}")
+            for field in dataclasses.fields(value)
+            if field.init and field.name not in ("parent", "name")  # Linen's own
+        }
+        return {"part": type(value).__name__, **fields}
+    raise CheckpointError(
+        f"{where} is {value!r}: a file can hold numbers, names and {', '.join(_PARTS)} only"
+    )
+
+
+def _build(description: Any) -> Any:
+    if isinstance(description, list):
+        return tuple(_build(item) for item in description)
+    if isinstance(description, dict):
+        fields = {name: _build(value) for name, value in description.items() if name != "part"}
+        return _PARTS[description["part"]](**fields)
+    return description

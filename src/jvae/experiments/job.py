@@ -141,6 +141,7 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
             with console.status("Evaluating and drawing …"):
                 result = _evaluate(job, state)
                 _draw(job, state)
+                checkpoint.save(job.folder / "model.safetensors", state.params)
                 run_folder.write_json(job.folder / "result.json", result)
         except Interrupted as error:
             raise Interrupted(
@@ -222,7 +223,7 @@ def _train(
             bounds = [*earlier, *info.bound.tolist()]
             if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
                 run_folder.write_unfinished(job.folder, int(state.step), bounds)
-                checkpoint.save(checkpoints, state)
+                checkpoint.save_state(checkpoints, state)
                 return True
             speed = len(info.bound) * config.batch_size / seconds
             record, earlier = _record(job, state, bounds, images_per_second=round(speed)), []
@@ -230,7 +231,7 @@ def _train(
             done = record["epoch"]
             ending = stop()
             if ending or done % config.checkpoint_every == 0 or done == config.epochs:
-                checkpoint.save(checkpoints, state)
+                checkpoint.save_state(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
             )
@@ -250,7 +251,7 @@ def _train(
             )
         except training.NonFiniteError as error:
             good, rate = error.last_good_state, job.learning_rate
-            checkpoint.save(checkpoints, good)
+            checkpoint.save_state(checkpoints, good)
             failure = {
                 "step": error.step,
                 "bound": str(error.bound),
