@@ -204,3 +204,69 @@ def test_damaged_weights_are_refused(file: Path, name: str) -> None:
         checkpoint.load(file)
     assert str(file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# Damaged states.
+
+
+def damage_description(checkpoint_: Path) -> None:
+    """Orbax reads it before all else, and leaves no task behind when that fails."""
+    description = checkpoint_ / "default" / "_METADATA"
+    description.write_bytes(description.read_bytes()[:-10])
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoint.save_state(checkpoints, make_state(seed=step, step=step))
+    damage_description(tmp_path / "2")
+    said: list[str] = []
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+        jax.tree.map(np.testing.assert_array_equal, state.params, make_state(seed=1).params)
+        assert int(state.step) == 1
+        # Its place is free for the same step of the run that goes on.
+        checkpoint.save_state(checkpoints, make_state(seed=3, step=2))
+        again = checkpoint.restore_latest(checkpoints, make_state())
+        jax.tree.map(np.testing.assert_array_equal, again.params, make_state(seed=3).params)
+    (line,) = said
+    assert f"checkpoint 2 in {tmp_path} is damaged (" in line
+    assert line.endswith("): going on from 1")
+    assert "\n" not in line
+
+
+def test_weights_that_are_damaged_give_way_too(tmp_path: Path) -> None:
+    """In a process of its own: Orbax complains of such a failure long after it."""
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoint.save_state(checkpoints, make_state(step=step))
+    (values,) = (tmp_path / "2" / "default" / "d").iterdir()
+    raw = bytearray(values.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    values.write_bytes(raw)
+    code = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_checkpoint import checkpoint, make_state
+with checkpoint.open_checkpoints(Path({str(tmp_path)!r})) as checkpoints:
+    state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=print)
+    print(state.step)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    line, step = found.stdout.splitlines()
+    assert "checkpoint 2" in line
+    assert "DATA_LOSS" in line
+    assert step == "1"
+
+
+def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save_state(checkpoints, make_state(step=1))
+    damage_description(tmp_path / "1")
+    with (
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+        pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint in .* is damaged: 1"),
+    ):
+        checkpoint.restore_latest(checkpoints, make_state())
+    assert (tmp_path / "1").exists()

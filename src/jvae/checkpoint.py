@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -65,23 +66,52 @@ def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
         checkpoints.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore_latest(checkpoints: Checkpoints, like: TrainState) -> TrainState:
-    """The state saved last.
+def restore_latest(
+    checkpoints: Checkpoints,
+    like: TrainState,
+    *,
+    on_damaged: Callable[[str], object] = warnings.warn,
+) -> TrainState:
+    """The state saved last, or where its files are damaged the one before it.
 
     Args:
       checkpoints: from `open_checkpoints`.
       like: a state of the same model and optimizer, whose values do not matter.
+      on_damaged: told in one line of each damaged checkpoint, which is deleted once an earlier
+        one was read.
 
     Raises:
-      CheckpointError: there is none, or it is of another model or optimizer.
+      CheckpointError: there is none, it is of another model or optimizer, or all are damaged.
     """
     checkpoints.wait_until_finished()
-    step = checkpoints.latest_step()
-    if step is None:
-        raise CheckpointError(f"no checkpoint in {checkpoints.directory}")
+    directory = checkpoints.directory
+    damaged: dict[int, str] = {}
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        try:
+            state = _restore(checkpoints, step, like)
+        except CheckpointError:
+            raise
+        except Exception as error:  # tensorstore and json raise what the bytes trip over
+            damaged[step] = str(error).partition("\n")[0]
+            continue
+        for later, reason in damaged.items():
+            on_damaged(
+                f"checkpoint {later} in {directory} is damaged ({reason}): going on from {step}"
+            )
+            checkpoints.delete(later)
+        return state
+    if damaged:
+        step, reason = next(iter(damaged.items()))
+        raise CheckpointError(f"every checkpoint in {directory} is damaged: {step} ({reason})")
+    raise CheckpointError(f"no checkpoint in {directory}")
+
+
+def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState:
     # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
     metadata = checkpoints.item_metadata(step)
     saved = _shapes(getattr(metadata, "tree", metadata))
+    if not saved:
+        raise ValueError("its description is missing")
     wanted = _shapes(like._replace(key=jax.random.key_data(like.key)))
     if differing := sorted(name for name, _ in saved.items() ^ wanted.items()):
         name = differing[0]

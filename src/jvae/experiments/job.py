@@ -202,7 +202,7 @@ def _train(
         if config.resume:
             # Killed before its first checkpoint, a run starts over: the result is the same.
             if checkpoints.latest_step() is not None:
-                state = checkpoint.restore_latest(checkpoints, state)
+                state = checkpoint.restore_latest(checkpoints, state, on_damaged=console.print)
             run_folder.rewind_metrics(job.folder, int(state.step))
         done = int(state.step) // job.steps_per_epoch
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
