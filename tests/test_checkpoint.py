@@ -254,10 +254,10 @@ with checkpoint.open_checkpoints(Path({str(tmp_path)!r})) as checkpoints:
     print(state.step)
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line, step = found.stdout.splitlines()
+    line, restored = found.stdout.splitlines()
     assert "checkpoint 2" in line
     assert "DATA_LOSS" in line
-    assert step == "1"
+    assert restored == "1"
 
 
 def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:

@@ -80,6 +80,7 @@ def test_the_run_folder_is_complete(whole: Path) -> None:
         "config.json",
         "metrics.jsonl",
         "result.json",
+        "model.safetensors",
         "checkpoints",
         "figures",
     }

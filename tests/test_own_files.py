@@ -1049,7 +1049,7 @@ REFUSED_IMAGES: dict[str, tuple[str, bytes | np.ndarray, str]] = {
     "grey and transparency": ("z.png", picture(5, 4, 2), ": " + MODE.format("LA")),
     "16 bits": ("z.png", picture(5, 4).astype(np.uint16), ": " + MODE.format("I;16")),
     "16 bits in TIFF": ("z.tif", picture(5, 4).astype(np.uint16), ": " + MODE.format("I;16")),
-    "16 bits in PGM": ("z.pgm", b"P5 4 5 65535\n" + bytes(40), ": " + MODE.format("I")),
+    "16 bits in PGM": ("z.pgm", b"P5 4 5 65535\n" + bytes(40), ": " + MODE.format("I;16")),
     "floats": ("z.tiff", picture(5, 4).astype(np.float32), ": " + MODE.format("F")),
     "text": ("deep/z.png", b"hello", ": not an image ("),
     "empty": ("z.JPG", b"", ": not an image ("),

@@ -50,13 +50,16 @@ def test_a_grid_of_images_with_channels(channels: int) -> None:
             np.testing.assert_array_equal(cell.reshape(4, 5, channels), images[row, column])
 
 
-def test_a_grid_shows_what_is_outside_the_range_as_its_ends() -> None:
-    """Means of a Gaussian may be; matplotlib would warn of colours outside [0, 1]."""
+def test_a_grid_shows_what_is_outside_the_range_as_its_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Means of a Gaussian may be; matplotlib would log that it clips them."""
     images = np.array([-0.5, 0.0, 0.25, 1.0, 1.5, 7.0]).reshape(1, 1, 1, 2, 3)
     (axes,) = plotting.image_grid(images, title="one image").axes
     drawn = np.asarray(axes.images[0].get_array())
     np.testing.assert_array_equal(drawn, [[[0, 0, 0.25], [1, 1, 1]]])
     assert axes.images[0].get_clim() == (0, 1)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3)])

@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
 from tiny_sources import (
     NAMES,
+    SPLITS,
     Tiny,
     flip,
     folder_of,
@@ -63,6 +65,15 @@ def order_in(made: Tiny, part: str, images: list[np.ndarray]) -> list[int]:
     return [places[image.tobytes()] for image in images]
 
 
+def keys_of(made: Tiny, part: str) -> list[int] | list[str]:
+    """File names of CelebA, numbered through all parts; of others numbers from 0."""
+    nums = {name: len(records) for name, records in made.stored.items()}
+    if made.source.name != "celeb_a":
+        return list(range(nums[part]))
+    start = {"train": 1, "valid": 1 + nums["train"], "test": 1 + nums["train"] + nums["valid"]}
+    return [f"{start[part] + i:06d}.jpg" for i in range(nums[part])]
+
+
 def test_every_dataset_by_name_is_here() -> None:
     assert tuple(SOURCES) == NAMES
 
@@ -91,8 +102,11 @@ def test_tensorflow_datasets_reads_what_was_prepared(
     assert found.keys() == made.stored.keys()
     for part, records in found.items():
         order = order_in(made, part, [record["image"] for record in records])
-        assert sorted(order) == list(range(len(order)))
-        # It shuffles, so that the tests of the order below can fail.
+        # By the hashes of the keys of its own builder: so are files that it prepared.
+        hasher = hashing.Hasher(SPLITS[part])
+        hashes = [hasher.hash_key(key) for key in keys_of(made, part)]
+        assert order == sorted(range(len(records)), key=hashes.__getitem__)
+        # That is a shuffle, so that the tests of the order below can fail.
         assert order != sorted(order)
         for record, i in zip(records, order, strict=True):
             np.testing.assert_equal(record, made.stored[part][i])

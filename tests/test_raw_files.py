@@ -273,11 +273,15 @@ class Server(http.server.ThreadingHTTPServer):
 
     Attributes:
       asked: the names that were asked for.
+      last: a name that is answered after all others, none of which is then left to a thread of
+        tensorflow-datasets that would ask for it in vain until the tests are over.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.status = dict(files), list[str](), 404
+        self.files, self.status, self.last = dict(files), 404, ""
+        self.asked, self.answered = list[str](), list[str]()
+        self.progress = threading.Condition()
         self.url = f"http://127.0.0.1:{self.server_port}/"
 
 
@@ -287,6 +291,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         name = self.path.removeprefix("/")
         self.server.asked.append(name)
+        if name == self.server.last:
+            # The first file is asked for twice: whether it is there, and for its content.
+            others = [TRAIN, *tiny("mnist").files]
+            others.remove(name)
+            with self.server.progress:
+                self.server.progress.wait_for(
+                    lambda: sorted(self.server.answered) == sorted(others), timeout=10
+                )
         content = self.server.files.get(name)
         self.send_response(self.server.status if content is None else 200)
         self.send_header("Content-Length", str(len(content or b"")))
@@ -294,6 +306,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         # Who only asks whether it is there hangs up before the end.
         with contextlib.suppress(ConnectionError):
             self.wfile.write(content or b"")
+        with self.server.progress:
+            self.server.answered.append(name)
+            self.server.progress.notify_all()
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -367,7 +382,7 @@ def test_a_download_that_tensorflow_datasets_knows_is_refused_and_removed(
             for name, content in made.files.items()
         }
         monkeypatch.setattr(checksums, "get_all_url_infos", known.copy)
-        server.files[TEST] = b"another file"
+        server.files[TEST], server.last = b"another file", TEST
         message = refusal(lambda: data.load("mnist", tmp_path))
     assert sha256(b"another file") in message
     assert sha256(made.files[TEST]) in message
@@ -403,12 +418,13 @@ def test_a_later_file_that_is_not_published_is_told(
 ) -> None:
     with serving(monkeypatch, "mnist") as (server, made):
         del server.files[TEST_LABELS]
+        server.last = TEST_LABELS
         message = refusal(lambda: data.load("mnist", tmp_path), data.NoNetworkError)
         needs = needs_mnist(tmp_path).removeprefix("dataset 'mnist' needs ")
         reason = f"Failed to get url {server.url}{TEST_LABELS}. HTTP code: 404."
         assert message == f"the download failed ({reason}): put {needs}"
         assert not (tmp_path / "mnist").exists()
-        server.files[TEST_LABELS] = made.files[TEST_LABELS]
+        server.files[TEST_LABELS], server.last = made.files[TEST_LABELS], ""
         labels = data.load("mnist", tmp_path).test_labels
     np.testing.assert_array_equal(labels, made.arrays["test_labels"])
 

@@ -18,12 +18,15 @@ import scipy.io
 from PIL import Image
 
 from jvae.data import DataError
-from jvae.data.catalogue import SOURCES, SPLITS, RawFile, Source, Split
+from jvae.data.catalogue import SOURCES, RawFile, Source, Split
 
 Arrays = dict[str, np.ndarray]
 
 # Nobody listens there: no test of a dataset that is not found reaches the network.
 NOWHERE = "http://127.0.0.1:9/"
+
+# What tensorflow-datasets calls the parts.
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 # The parts of a tiny dataset with validation part, and of one without.
 THREE = {"train": 11, "valid": 7, "test": 6}

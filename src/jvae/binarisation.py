@@ -40,15 +40,15 @@ def threshold(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, ".
 
 
 def dequantise(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
-    """Pixels in [0, 1): (value + u) / 256 with u uniform on [0, 1).
+    """Pixels in [0, 1): (value + u) / 256 with u uniform on the 2¹⁶ steps of [0, 1).
 
     A density of 8-bit numbers can be driven without bound; one of these cannot. Its mean bounds
     the images' own probability: log P(image) >= E[log p((image + u) / 256)] - D log 256 for D
     pixels. Theis et al. (2016), Section 3.1.
     """
-    u = jax.random.uniform(key, images.shape, jnp.float32)
-    # Below 1 where float32 rounds 255 + u up.
-    return jnp.minimum((images.astype(jnp.float32) + u) / 256, np.float32(1 - 2**-24))
+    # 16 bits of u are what float32 can add to 8 without rounding a value into the next cell.
+    u = jax.random.bits(key, images.shape, jnp.uint16).astype(jnp.float32)
+    return images.astype(jnp.float32) / 256 + u / 2**24
 
 
 class Binarisation(NamedTuple):

@@ -189,7 +189,7 @@ def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epo
     Returns:
       `epoch(state, batches) -> (state, info)`, info stacked over steps. `batches(step)` gives the
       batches from that step to the end of its epoch, such as a partial `jvae.data.batches`. The
-      state given stays valid.
+      state given stays valid. Without a batch: ValueError.
     """
 
     @partial(jax.jit, donate_argnums=0)
@@ -211,6 +211,8 @@ def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epo
             infos.append(info)
             # The host may run ahead of the device by one batch, not by an epoch of them.
             jax.block_until_ready(infos[-2:-1])
+        if not infos:
+            raise ValueError(f"batches({state.step}) gave no batch")
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *infos)
 
     return epoch

@@ -225,7 +225,7 @@ def check_varied(train: np.ndarray, where: str, columns: Sequence[str] = ()) -> 
         raise DataError(
             f"{where}: column {', '.join(str(int(i) + 1) for i in index)}{name} is "
             f"{train[(0, *index)]} in all {len(train)} training rows: its density is unbounded "
-            "under a Gaussian; leave it out"
+            "under a Gaussian; leave it out, or give 8-bit pixels, which are dequantised"
         )
 
 

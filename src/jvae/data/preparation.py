@@ -136,6 +136,8 @@ def _build(source: Source, splits: Mapping[str, Split], arrays: _Arrays, *, data
     with registered.skip_registration():
 
         class Builder(tfds.core.GeneratorBasedBuilder):
+            """What tensorflow-datasets asks for: features, parts, records."""
+
             name = source.prepared_name
             VERSION = tfds.core.Version(source.version)
 

@@ -30,7 +30,8 @@ class Config:
     each visit. static: drawn once. threshold: 1 from 128 up. dequantised: (value + noise) / 256.
     auto: dynamic for grey pixels under bernoulli, dequantised under gaussian, else given."""
     stream_above: float = 1.0
-    """GiB: data that is larger, decoded, is read from the disk batch by batch."""
+    """GiB: larger data, decoded, is given to the device batch by batch; folders of images and
+    celeb_a then stay on the disk."""
     latent_dim: int = 20
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (500,)

@@ -55,6 +55,7 @@ class Job:
       remarks: what else these two files are to say.
       log_volume: where x is data divided by scales, the sum of their logs: -log p(data) is
         -log p(x) plus it. None where x is the data.
+      shown: from x to images in [0, 1]; None where x is no image.
     """
 
     config: Config
@@ -66,6 +67,7 @@ class Job:
     folder: Path
     remarks: dict[str, Any] = dataclasses.field(default_factory=dict)
     log_volume: float | None = None
+    shown: Callable[[Array], Array] | None = None
 
     @property
     def keys(self) -> Keys:
@@ -149,8 +151,9 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
                 f"{shlex.quote(str(job.folder))}",
                 error.signum,
             ) from None
-    for passed in ("failure.json", run_folder.UNFINISHED):
-        (job.folder / passed).unlink(missing_ok=True)
+    (job.folder / "failure.json").unlink(missing_ok=True)
+    if int(state.step) % job.steps_per_epoch == 0:
+        (job.folder / run_folder.UNFINISHED).unlink(missing_ok=True)
     _report(console, job, result)
     return result
 
@@ -338,8 +341,7 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
 
 
 def _draw(job: Job, state: training.TrainState) -> None:
-    is_image = plotting.is_image(job.model.data_shape)
-    figures = _images(job, state) if is_image else _marginals(job, state)
+    figures = _marginals(job, state) if job.shown is None else _images(job, state, job.shown)
     figures["curves"] = plotting.learning_curves(
         run_folder.read_metrics(job.folder),
         curves={
@@ -352,21 +354,29 @@ def _draw(job: Job, state: training.TrainState) -> None:
         figure.savefig(job.folder / "figures" / f"{name}.png", dpi=150)
 
 
-def _images(job: Job, state: training.TrainState) -> dict[str, Figure]:
+def _images(
+    job: Job, state: training.TrainState, shown: Callable[[Array], Array]
+) -> dict[str, Figure]:
     sample_key, reconstruct_key = jax.random.split(job.keys.figures)
     shape = job.model.data_shape
-    means = jvae.sample(state.params, sample_key, 100).reshape(10, 10, *shape)
-    shown = job.test[:50]
+    means = jvae.sample(state.params, sample_key, 100)
+    x = job.test[:50]
     cmap = "gray_r" if job.config.likelihood == "bernoulli" else "gray"  # ink, or light
     figures = {
-        "samples": plotting.image_grid(means, title="Means of p(x|z), z from the prior", cmap=cmap),
+        "samples": plotting.image_grid(
+            shown(means).reshape(10, 10, *shape),
+            title="Means of p(x|z), z from the prior",
+            cmap=cmap,
+        ),
         "reconstructions": plotting.reconstructions(
-            shown, jvae.reconstruct(state.params, shown, reconstruct_key), cmap=cmap
+            shown(x), shown(jvae.reconstruct(state.params, x, reconstruct_key)), cmap=cmap
         ),
     }
     if job.config.latent_dim == 2:
+        z = plotting.latent_grid(20).reshape(400, 2)
+        means = jvae.likelihood(state.params, z).mean
         figures["manifold"] = plotting.image_grid(
-            jvae.likelihood(state.params, plotting.latent_grid(20)).mean,
+            shown(means).reshape(20, 20, *shape),
             title="Means of p(x|z), z at equal steps of prior probability",
             cmap=cmap,
         )

@@ -74,7 +74,10 @@ def read_result(folder: Path) -> dict[str, Any]:
     Raises:
       RunFolderError: there is none, or it is no JSON object.
     """
-    return _read_json(folder, "result.json", f"{folder} holds no finished run: no result.json")
+    result = _read_json(folder, "result.json", f"{folder} holds no finished run: no result.json")
+    if not isinstance(result.get("protocol"), dict):
+        raise RunFolderError(f"{folder / 'result.json'} has no protocol")
+    return result
 
 
 def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:

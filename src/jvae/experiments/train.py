@@ -4,8 +4,9 @@ jvae train --help
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import rich.console
 from jaxtyping import Array, Float
 
 import jvae
-from jvae import binarisation, data
+from jvae import binarisation, data, plotting
 from jvae.experiments import config as common
 from jvae.experiments import job, run_folder
 from jvae.experiments.config import ConfigError
@@ -143,6 +144,7 @@ def train_on(
             folder,
             remarks={"dataset_source": dataset.source, **(remarks or {})},
             log_volume=x.log_volume,
+            shown=x.shown if plotting.is_image(dataset.data_shape) else None,
         ),
         console=console,
     )
@@ -157,7 +159,8 @@ def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[Any, Any]:
     is_pixels, is_binary = dataset.train.dtype == np.uint8, dataset.is_binary
     likelihood, protocol = config.likelihood, config.binarisation
     if likelihood == "auto":
-        ink = is_pixels and len(dataset.data_shape) < 3 and dataset.name not in _LIGHT
+        grey = dataset.data_shape[2:] in ((), (1,))
+        ink = is_pixels and grey and dataset.name not in _LIGHT
         likelihood = "bernoulli" if is_binary or ink else "gaussian"
     if is_pixels and not (is_binary and likelihood == "bernoulli"):
         default = "dynamic" if likelihood == "bernoulli" else "dequantised"
@@ -190,8 +193,9 @@ class _X(NamedTuple):
     test: Float[Array, "..."]
     preprocess: Preprocess | None
     family: str | Family
-    protocol: dict[str, Any]
+    protocol: Mapping[str, Any] = MappingProxyType({})
     log_volume: float | None = None
+    shown: Callable[[Array], Array] = jnp.asarray
 
 
 def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> _X:
@@ -200,7 +204,7 @@ def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> 
     if config.likelihood == "gaussian":
         family = jvae.Gaussian(sigmoid_mean=True)
     if not streamed:
-        return _X(*binarisation.prepare(name, dataset.train, dataset.test, key), family, {})
+        return _X(*binarisation.prepare(name, dataset.train, dataset.test, key), family)
     known = binarisation.BINARISATIONS[name]
     if known.train_once is not None:
         raise ConfigError(
@@ -208,23 +212,28 @@ def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> 
             "or a larger --stream-above"
         )
     prepared = binarisation.prepare(name, dataset.test[:0], dataset.test, key)
-    return _X(dataset.train, prepared.test, prepared.preprocess, family, {})
+    return _X(dataset.train, prepared.test, prepared.preprocess, family)
 
 
 def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> _X:
     train, test = dataset.train, dataset.test
     if config.likelihood == "bernoulli":
         train = train if streamed else jnp.asarray(train)
-        return _X(train, jnp.asarray(test), None, "bernoulli", {})
+        return _X(train, jnp.asarray(test), None, "bernoulli")
     whole = np.asarray(train)
     data.check_varied(whole, dataset.source)
     mean = whole.mean(axis=0, dtype=np.float64)
     scale = whole.std(axis=0, dtype=np.float64)
-    shift, factor = np.float32(mean), np.float32(1 / scale)
+    shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
 
     def standardise(x: Array, key: Array) -> Array:
         del key
-        return (x - shift) * factor
+        return (x - shift[None]) * factor[None]
+
+    low, high = dataset.values
+
+    def shown(x: Array) -> Array:
+        return (x / factor[None] + shift[None] - low) / (high - low)
 
     return _X(
         train=train if streamed else jnp.asarray(train),
@@ -238,4 +247,5 @@ def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) ->
             "scale": scale.tolist(),
         },
         log_volume=float(np.log(scale).sum()),
+        shown=shown,
     )
