@@ -646,8 +646,7 @@ def test_what_only_tensorflow_reads_is_left_as_it_is(
     cache = folder.relative_to(tmp_path) / "jvae"
     files = ["cache.json", "test.npy", "test_labels.npy", "train.npy", "train_labels.npy"]
     assert after.keys() - before.keys() == {str(cache), *(str(cache / file) for file in files)}
-    made_by_raw_files = tmp_path / "mnist" / "train-images-idx3-ubyte.gz"
-    made_by_raw_files.unlink()
+    (tmp_path / "mnist" / "train-images-idx3-ubyte.gz").unlink()
     assert_is(data.load("mnist", tmp_path), made)
 
 

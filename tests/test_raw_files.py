@@ -247,16 +247,18 @@ def test_a_name_server_that_never_answers_is_given_up(
     over = threading.Event()
 
     def get(*args: Any, **kwargs: Any) -> None:
-        over.wait()
+        over.wait(timeout=20)
         raise requests.ConnectionError
 
     monkeypatch.setattr(requests, "get", get)
     monkeypatch.setattr(raw_files, "CONNECT_SECONDS", 0.1)
     publish(monkeypatch, "mnist", NOWHERE)
+    start = time.monotonic()
     try:
         message = refusal(lambda: data.load("mnist", tmp_path), data.NoNetworkError)
     finally:
         over.set()
+    assert time.monotonic() - start < 5
     assert message == f"{needs_mnist(tmp_path)}; no network: 127.0.0.1 does not answer"
     assert tree(tmp_path) == {}
 

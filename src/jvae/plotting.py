@@ -10,12 +10,20 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# Pixels a side of one image of a grid, at most.
+MAX_SIDE = 256
+
 Images = Float[np.ndarray, "..."] | Float[Array, "..."]
 
 
 def is_image(data_shape: tuple[int, ...]) -> bool:
-    """Whether examples can be shown: [height, width], perhaps with 1 or 3 channels."""
-    return len(data_shape) == 2 or (len(data_shape) == 3 and data_shape[2] in (1, 3))
+    """Whether examples can be shown: [height, width], perhaps with 1 or 3 channels.
+
+    What is more than 8 times as long as wide is taken for something else, such as a series.
+    """
+    if len(data_shape) not in (2, 3) or data_shape[2:] not in ((), (1,), (3,)):
+        return False
+    return max(data_shape[:2]) <= 8 * min(data_shape[:2])
 
 
 def image_grid(images: Images, *, title: str, cmap: str = "gray_r") -> Figure:
@@ -26,9 +34,12 @@ def image_grid(images: Images, *, title: str, cmap: str = "gray_r") -> Figure:
       title: above the grid.
       cmap: matplotlib's colour map of grey images: "gray_r" is black ink on white.
     """
+    # Every s-th pixel of images that are larger than a screen has for them.
+    s = -(-max(images.shape[2:4]) // MAX_SIDE)
+    images = np.asarray(images)[:, :, ::s, ::s]
     rows, columns, height, width, *channels = images.shape
     axes_order = (0, 2, 1, 3, *range(4, images.ndim))
-    tiled = np.asarray(images).transpose(axes_order)
+    tiled = images.transpose(axes_order)
     tiled = tiled.reshape(rows * height, columns * width, *channels).clip(0, 1)
     if channels == [1]:
         tiled = tiled[..., 0]

@@ -6,6 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+# Up to so many bytes, the training examples are compared with the test examples: 2 s.
+MAX_COMPARED_BYTES = 1 << 30
+
 
 class DataError(ValueError):
     """Data that is missing, corrupt or outside its support; the message says what to do."""
@@ -78,23 +81,29 @@ class Dataset:
 
     @property
     def values(self) -> tuple[float, float]:
-        """The smallest and the largest value; of 8-bit images 0 and 255, which are not read."""
-        if self.train.dtype == np.uint8:
-            return 0.0, 255.0
-        parts = [np.asarray(self.test), np.asarray(self.train)]
+        """The smallest and the largest value, of the test part alone where train is on the disk."""
+        on_disk = not isinstance(self.train, np.ndarray) or isinstance(self.train, np.memmap)
+        parts = [self.test] if on_disk else [self.test, self.train]
         return float(min(p.min() for p in parts)), float(max(p.max() for p in parts))
 
     @property
     def is_binary(self) -> bool:
         """Whether the examples hold nothing but the two ends of the range: 0 and 255, or 0 and 1.
 
-        Files that are decoded when asked for count as grey without a look.
+        A folder of images that is not in memory counts as grey without a look.
         """
         white = 255 if self.test.dtype == np.uint8 else 1
         parts = (self.test, self.train)
         return all(
             isinstance(p, np.ndarray) and bool(((p == 0) | (p == white)).all()) for p in parts
         )
+
+    def count_repeated(self) -> int | None:
+        """How many test examples are training examples too, None where train is not in memory."""
+        if not isinstance(self.train, np.ndarray) or self.train.nbytes > MAX_COMPARED_BYTES:
+            return None
+        seen = {_digest(example) for example in self.train}
+        return sum(_digest(example) in seen for example in self.test)
 
     def describe(self) -> str:
         """One line: name, type, shape, sizes and range."""
@@ -104,6 +113,10 @@ class Dataset:
             f"{self.name}: {self.train.dtype} {list(self.data_shape)}, {len(self.train):,} "
             f"training, {valid}{len(self.test):,} test examples, values {low:g} to {high:g}"
         )
+
+
+def _digest(example: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(example).data, digest_size=16).digest()
 
 
 def content_sha256(*arrays: np.ndarray) -> str:

@@ -4,7 +4,8 @@ import hashlib
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from tqdm import tqdm
 
 from jvae.data.dataset import DataError
 
+# Pillow goes by the content, and would start Ghostscript for one of PostScript.
+_FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -52,13 +55,29 @@ class ImageFiles:
         path = self.paths[index]
         mode = "RGB" if len(self.shape) == 4 else "L"
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=_FORMATS) as image:
                 array = np.asarray(image.convert(mode))
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"{path}: not a whole image ({error})") from error
         if array.shape != self.shape[1:]:
             raise DataError(f"{path}: changed to an image of {array.shape} while it was used")
         return array
+
+    def check(self) -> None:
+        """Decode all images once, on every core, and keep none.
+
+        Raises:
+          DataError: a file cannot be decoded.
+        """
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            read = threads.map(self._size, range(len(self)))
+            for _ in tqdm(
+                read, "Checking images", len(self), unit=" images", disable=None, delay=1
+            ):
+                pass
+
+    def _size(self, index: int) -> int:
+        return self[index].nbytes
 
     def decode(self) -> np.ndarray:
         """All images, uint8 `shape`.
@@ -111,7 +130,7 @@ def common_shape(paths: Sequence[Path]) -> tuple[int, ...]:
         try:
             with (
                 warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
-                Image.open(path) as image,
+                Image.open(path, formats=_FORMATS) as image,
             ):
                 mode, (width, height) = image.mode, image.size
                 if image.has_transparency_data and "A" not in mode:
@@ -142,18 +161,21 @@ def _words(shape: tuple[int, ...]) -> str:
 
 def _has_16_bits(image: Any) -> bool:
     """Whether Pillow, which has no mode for it, would cut 16 bits a channel to 8."""
-    return any(
-        "16" in str(tile[3]) or (image.format == "PPM" and tile[0] == "ppm") for tile in image.tile
-    )
+    for decoder, _, _, args in image.tile:
+        raw_mode = args[0] if isinstance(args, tuple) else args
+        if "16" in str(raw_mode) or (image.format == "PPM" and decoder == "ppm"):
+            return True
+    return False
 
 
-def files_sha256(folder: Path, paths: Sequence[Path]) -> str:
-    """SHA-256 of the names, relative to `folder`, and the bytes of files."""
+def files_sha256(parts: Mapping[str, ImageFiles], folder: Path) -> str:
+    """SHA-256 of the parts' names, the files' names relative to `folder`, and their bytes."""
     digest = hashlib.sha256()
-    for path in tqdm(paths, "Hashing files", unit=" files", disable=None, delay=1):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        # A name is bytes, which need not be a text.
-        digest.update(os.fsencode(path.relative_to(folder).as_posix()))
-        digest.update(f"\0{content}\0".encode())
+    for part, files in parts.items():
+        for path in tqdm(files.paths, f"Hashing {part}", unit=" files", disable=None, delay=1):
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            # A name is bytes, which need not be a text.
+            digest.update(f"{part}\0".encode() + os.fsencode(path.relative_to(folder).as_posix()))
+            digest.update(f"\0{content}\0".encode())
     return digest.hexdigest()

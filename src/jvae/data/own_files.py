@@ -17,6 +17,16 @@ from jvae.data.image_files import ImageFiles
 STREAM_ABOVE_BYTES = 1 << 30
 # The test part is always in memory: of a folder that is not, it has no more images than this.
 MAX_STREAMED_TEST = 10_000
+# The names of folders that are parts, in small letters.
+_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "test": "test",
+    "testing": "test",
+}
 _UNKNOWN_LICENCE = "your own data"
 
 
@@ -40,8 +50,9 @@ def from_array(
     """A `Dataset` of arrays.
 
     Args:
-      train: [num, *data_shape]. uint8 stays, and means 8-bit pixels; so do booleans, and other
-        integers in 0 … 255 with two axes an example or more. All else becomes float32.
+      train: [num, *data_shape]. uint8 means 8-bit pixels, and so do, with two axes an example or
+        more, other whole numbers from 0 to 255 and these divided by 255. Pixels of nothing but 0
+        and 1, and booleans, become 0 and 255. All else becomes float32.
       test: [num, *data_shape] alike; None to hold out a part of `train`.
       name: of the dataset.
       test_fraction: how much to hold out where there is no `test`.
@@ -74,7 +85,7 @@ def load_path(
       `x_train` and its kin, too).
     - `.csv`, `.tsv`, `.parquet`: a table of numbers, a row an example.
     - A folder: its images, below it at any depth, in the order of their paths; where it has
-      folders `train` and `test`, those are the parts.
+      folders `train` and perhaps `test` and `valid`, those are the parts.
 
     Args:
       path: the file or folder.
@@ -174,6 +185,13 @@ def _from_parts(
     )
 
 
+def _is_8_bit(array: np.ndarray, atol: float = 0.0) -> bool:
+    """Whether all are whole numbers from 0 to 255."""
+    if not (array.min() >= 0 and array.max() <= 255 + atol):  # false with a NaN
+        return False
+    return array.dtype.kind in "iu" or bool((abs(array - np.round(array)) <= atol).all())
+
+
 def _is_binary(array: np.ndarray) -> np.ndarray:
     return (array == 0) | (array == 1)
 
@@ -184,12 +202,14 @@ def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]
         raise DataError(f"{where}: values of type {array.dtype}, expected numbers")
     if array.ndim < 2 or array.size == 0:
         raise DataError(f"{where}: shape {array.shape}, expected (num, *data_shape)")
-    if array.dtype == np.uint8:
-        return np.ascontiguousarray(array)
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype.kind in "iu" and array.ndim > 2 and array.min() >= 0 and array.max() <= 255:
-        return array.astype(np.uint8)
+    if array.dtype == np.uint8 or (array.ndim > 2 and _is_8_bit(array)):
+        pixels = np.ascontiguousarray(array, np.uint8)
+        # Pixels of 0 and 1 are black and white, not two shades of black.
+        return pixels * np.uint8(255) if pixels.max() <= 1 else pixels
+    if array.ndim > 2 and _is_8_bit(255 * array, atol=1e-4) and not _is_binary(array).all():
+        return np.round(255 * array).astype(np.uint8)
     with np.errstate(over="ignore"):  # beyond float32: refused below, as an infinity
         converted = array.astype(np.float32)
     inside, expected = np.isfinite(converted), "finite numbers"
@@ -203,6 +223,14 @@ def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]
         raise DataError(
             f"{where}: row {row + 1}, column {', '.join(str(i + 1) for i in rest)}{column} is "
             f"{array[index]}: expected {expected}"
+        )
+    lost = abs(converted - array).max(axis=0) > 1e-3 * array.std(axis=0, dtype=np.float64)
+    if array.dtype != np.float32 and (lost & (array != array[0]).any(axis=0)).any():
+        first = np.unravel_index(np.argmax(lost), lost.shape)
+        name = f" ({columns[int(first[0])]!r})" if columns else ""
+        raise DataError(
+            f"{where}: column {', '.join(str(int(i) + 1) for i in first)}{name} has values near "
+            f"{array[(0, *first)]} that differ by less than float32 keeps: subtract a constant"
         )
     return converted
 
@@ -234,27 +262,48 @@ def _load_folder(folder: Path, wish: _Wish, stream_above: int) -> Dataset:
     if not found:
         raise DataError(f"{folder}: no images ({', '.join(image_files.SUFFIXES)})")
     shape = image_files.common_shape(found)
-    parts = {
-        part: [path for path in found if path.is_relative_to(folder / part)]
-        for part in ("train", "test")
-    }
+    parts = _parts_of(folder, found)
     source = str(folder)
-    if parts["train"] and parts["test"]:
-        if len(found) != len(parts["train"]) + len(parts["test"]):
-            raise DataError(f"{folder}: images outside its folders train and test")
-    else:
-        fraction = wish.test_fraction
-        if math.prod((len(found), *shape)) > stream_above and 0 < fraction < 1:
-            fraction = min(fraction, MAX_STREAMED_TEST / len(found))
-        train, test = hold_out(len(found), fraction, wish.split_seed, str(folder))
-        parts = {"train": [found[i] for i in train], "test": [found[i] for i in test]}
+    if "test" not in parts:
+        rest, fraction = parts["train"], wish.test_fraction
+        if math.prod((len(rest), *shape)) > stream_above and 0 < fraction < 1:
+            fraction = min(fraction, MAX_STREAMED_TEST / len(rest))
+        train, test = hold_out(len(rest), fraction, wish.split_seed, str(folder))
+        parts |= {"train": [rest[i] for i in train], "test": [rest[i] for i in test]}
         source += f", {len(test)} images held out (seed {wish.split_seed})"
     files = {part: ImageFiles(paths, shape) for part, paths in parts.items()}
+    decoded: dict[str, Any] = {part: files[part].decode() for part in files if part != "train"}
+    if files["train"].nbytes > stream_above:
+        files["train"].check()
+        decoded["train"] = files["train"]
+    else:
+        decoded["train"] = files["train"].decode()
     return Dataset(
         name=folder.resolve().name,
-        train=files["train"] if files["train"].nbytes > stream_above else files["train"].decode(),
-        test=files["test"].decode(),
+        **decoded,
         source=source,
-        sha256=image_files.files_sha256(folder, found),
+        sha256=image_files.files_sha256(files, folder),
         licence=_UNKNOWN_LICENCE,
     )
+
+
+def _parts_of(folder: Path, paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The images of the folders that are named as parts; all are "train" where none is."""
+    parts: dict[str, list[Path]] = {}
+    outside = []
+    for path in paths:
+        first, *rest = path.relative_to(folder).parts
+        part = _FOLDERS.get(first.lower()) if rest else None
+        if part is None:
+            outside.append(path)
+        else:
+            parts.setdefault(part, []).append(path)
+    if not parts:
+        return {"train": outside}
+    if outside or "train" not in parts:
+        raise DataError(
+            f"{folder} has images in {', '.join(sorted(parts))} and "
+            + (f"outside ({outside[0]})" if outside else "none in train")
+            + ": put all into folders train, test and perhaps valid, or none"
+        )
+    return parts

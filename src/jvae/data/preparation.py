@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ CACHE = "jvae"
 # A cache is checked against its hash at every start up to this size: 0.7 s.
 MAX_CHECKED_BYTES = 1 << 30
 
+_DAY = 24 * 3600
 _Arrays = dict[str, np.ndarray]
 
 
@@ -47,15 +49,17 @@ def read_cache(source: Source, folder: Path) -> Dataset | None:
         return None
     try:
         settings = json.loads((cache / "cache.json").read_text())
+        hashes, sha256, found = settings["arrays"], settings["sha256"], settings["source"]
         arrays: _Arrays = {
             name: np.load(cache / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-            for name in settings["arrays"]
+            for name in hashes
         }
-        sha256, found = settings["sha256"], settings["source"]
-        damaged = any(arrays[part].shape[1:] != source.data_shape for part in _parts(arrays))
-        if sum(arrays[part].nbytes for part in _parts(arrays)) <= MAX_CHECKED_BYTES:
-            damaged |= _sha256(arrays) != sha256
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        damaged = not {"train", "test"} <= hashes.keys()
+        damaged |= source.has_labels and not {"train_labels", "test_labels"} <= hashes.keys()
+        damaged |= any(arrays[part].shape[1:] != source.data_shape for part in _parts(arrays))
+        if sum(array.nbytes for array in arrays.values()) <= MAX_CHECKED_BYTES:
+            damaged |= any(content_sha256(arrays[name]) != hashes[name] for name in hashes)
+    except Exception as error:  # NumPy raises what the bytes trip over
         raise DataError(f"the cache {cache} is damaged ({error}): delete that folder") from error
     if damaged:
         raise DataError(f"the cache {cache} is damaged (other content): delete that folder")
@@ -70,15 +74,16 @@ def read_prepared(source: Source, folder: Path) -> Dataset | None:
     """
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
-        if info.get("fileFormat") != "array_record":
-            return None  # tfrecord, which only TensorFlow reads
+        if info["fileFormat"] != "array_record" or not _has_array_record():
+            return None  # tfrecord, say, which only TensorFlow reads
+        shuffled = not info.get("disableShuffling")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{folder / 'dataset_info.json'} cannot be read: {error}") from error
     with _temporary_folder(folder) as cache:
         try:
-            splits = _prepared_splits(source, folder, shuffled=not info.get("disableShuffling"))
+            splits = _prepared_splits(source, folder, shuffled=shuffled)
             arrays = _allocate(source, splits, cache)
             _fill_all(source, splits, arrays, f"Reading {source.name}")
         except (DataError, OSError):
@@ -112,7 +117,7 @@ def prepare(source: Source, files: Mapping[str, Path], folder: Path) -> Dataset:
     found = f"raw files in {', '.join(sorted({str(path.parent) for path in files.values()}))}"
     # What is there already is in a format that we cannot read: it stays, and gets our cache.
     # Where array_record has no build, as on some platforms, there is no more than the cache.
-    only_cache = folder.exists() or importlib.util.find_spec("array_record") is None
+    only_cache = folder.exists() or not _has_array_record()
     with _temporary_folder(folder if only_cache else folder.parent) as cache:
         arrays = _allocate(source, splits, cache)
         if cache is None or only_cache:
@@ -126,6 +131,10 @@ def prepare(source: Source, files: Mapping[str, Path], folder: Path) -> Dataset:
             cache.rename(prepared / CACHE)
             _publish(prepared, folder)
     return dataset
+
+
+def _has_array_record() -> bool:
+    return importlib.util.find_spec("array_record") is not None
 
 
 def _build(source: Source, splits: Mapping[str, Split], arrays: _Arrays, *, data_dir: Path) -> Path:
@@ -194,8 +203,12 @@ def _prepared_splits(source: Source, folder: Path, *, shuffled: bool) -> dict[st
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import hashing
 
-    stored = tfds.builder_from_directory(folder).as_data_source()
+    # Encoded: tensorflow-datasets would decode with OpenCV where it is, to other pixels.
+    encoded = {"image": tfds.decode.SkipDecoding()}
+    stored = tfds.builder_from_directory(folder).as_data_source(decoders=encoded)
     counts = {part: len(stored[name]) for part, name in SPLITS.items() if name in stored}
+    if not {"train", "test"} <= counts.keys():
+        raise DataError(f"the prepared files in {folder} have parts {', '.join(stored)} only")
 
     def records(part: str) -> Iterator[dict[str, Any]]:
         rows = stored[SPLITS[part]]
@@ -269,7 +282,8 @@ def _described(source: Source, arrays: _Arrays, found: str, cache: Path | None) 
     if cache is not None:
         for array in arrays.values():
             array.flush()  # type: ignore[attr-defined]  # memory-mapped
-        settings = {"arrays": sorted(arrays), "sha256": sha256, "source": found}
+        hashes = {name: content_sha256(array) for name, array in arrays.items()}
+        settings = {"arrays": hashes, "sha256": sha256, "source": found}
         (cache / "cache.json").write_text(json.dumps(settings, indent=2) + "\n")
     return _dataset(source, arrays, sha256=sha256, found=found)
 
@@ -305,6 +319,9 @@ def _temporary_folder(parent: Path) -> Iterator[Path | None]:
     """An empty folder inside one that is gone at the end; None where nothing can be written."""
     try:
         parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".jvae-*"):  # of a process that was killed
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".jvae-", dir=parent))
     except OSError:
         temporary = None

@@ -45,7 +45,12 @@ def read_idx(path: Path, *, ndim: int) -> np.ndarray:
                 int.from_bytes(header[i : i + 4], "big") for i in range(4, len(header), 4)
             )
             size = int(np.prod(shape, dtype=object))
-            content = file.read(size + 1)  # one byte more, never a bomb's worth
+            # One byte more than announced, and piece by piece: the header may claim terabytes.
+            pieces, left = [], size + 1
+            while left and (piece := file.read(min(left, 1 << 24))):
+                pieces.append(piece)
+                left -= len(piece)
+            content = b"".join(pieces)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a whole gzip file ({error}): download it again") from error
     if len(content) != size:
@@ -95,7 +100,8 @@ def read_amat(path: Path, *, columns: int) -> np.ndarray:
             digits = np.frombuffer(line.rstrip(), np.uint8)
             if digits.size != 2 * columns - 1:
                 raise DataError(
-                    f"{path}, row {number}: {(digits.size + 1) // 2} columns, expected {columns}"
+                    f"{path}, row {number}: {digits.size} characters, expected {columns} digits "
+                    "with a blank between"
                 )
             values = digits[::2] - ord("0")
             wrong = np.flatnonzero((values > 1) | np.append(digits[1::2] != ord(" "), False))
@@ -157,7 +163,10 @@ def read_celeb_a_table(path: Path, *, header: bool) -> tuple[list[str], dict[str
     Raises:
       DataError: a line that is none, by its number from 1.
     """
-    lines = path.read_text().splitlines()
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text ({error}): download it again") from error
     names = lines[1].split() if header and len(lines) > 1 else []
     numbers = {}
     for number, line in enumerate(lines, start=1):
@@ -169,7 +178,9 @@ def read_celeb_a_table(path: Path, *, header: bool) -> tuple[list[str], dict[str
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}") from error
         if not values or (header and len(values) != len(names)):
-            raise DataError(f"{path}, line {number}: {len(values)} numbers, expected {len(names)}")
+            raise DataError(
+                f"{path}, line {number}: {len(values)} numbers, expected {len(names) or 'some'}"
+            )
     if not numbers:
         raise DataError(f"{path}: no images")
     return names, numbers
@@ -187,5 +198,7 @@ def read_zip_members(path: Path, names: list[str], *, max_bytes: int) -> Iterato
                 if archive.getinfo(name).file_size > max_bytes:
                     raise DataError(f"{path}: {name} is larger than {max_bytes:,} bytes")
                 yield archive.read(name)
-    except (OSError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile and zlib raise what the bytes trip over
         raise DataError(f"{path}: not a whole archive ({error}): download it again") from error

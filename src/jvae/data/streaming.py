@@ -54,6 +54,8 @@ def batches(
     count = jax.process_count() if process_count is None else process_count
     index = jax.process_index() if process_index is None else process_index
     steps = steps_per_epoch(len(examples), batch_size)
+    if not 0 <= index < count or step < 0:
+        raise ValueError(f"no step {step} of process {index} among {count}")
     if batch_size % count:
         raise ValueError(f"batch_size {batch_size} cannot be shared by {count} processes")
     source: Any = grain.MapDataset.source(examples)

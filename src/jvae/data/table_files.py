@@ -1,6 +1,7 @@
 """Tables of numbers in files: `.csv`, `.tsv` and `.parquet`."""
 
 import csv
+import re
 import warnings
 from pathlib import Path
 
@@ -29,12 +30,17 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first: list[str] = []
-            delimiter = ","
-            for candidate in "\t" if path.suffix.lower() == ".tsv" else ",;\t":
+            # A comma last: beside another delimiter it marks decimals.
+            for delimiter in "\t" if path.suffix.lower() == ".tsv" else "\t;,":
                 file.seek(0)
-                row = next(filter(None, csv.reader(file, delimiter=candidate)), [])
-                if len(row) > len(first):
-                    first, delimiter = row, candidate
+                first = next(filter(None, csv.reader(file, delimiter=delimiter)), [])
+                if len(first) > 1:
+                    break
+            if len(first) > 2 and first == [str(i) for i in range(len(first))]:
+                raise DataError(
+                    f"{path}, line 1 is 0, 1, …, {len(first) - 1}, as pandas numbers columns "
+                    "without names: name them, or write no header"
+                )
             file.seek(0)
             # With a number in it, it is a row, even with a gap beside.
             names = [] if any(map(_is_number, first)) else [name.strip() for name in first]
@@ -52,6 +58,8 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
         raise DataError(f"{path}: no rows of numbers")
     if names and len(names) != table.shape[1]:
         raise DataError(f"{path}: {len(names)} names of columns for {table.shape[1]} columns")
+    if names and not names[0] and (table[:, 0] == np.arange(len(table))).all():
+        return names[1:], table[:, 1:]  # an index, as pandas writes it
     return names, table
 
 
@@ -81,7 +89,11 @@ def _bad_row(path: Path, delimiter: str, names: list[str], error: ValueError) ->
                     if not _is_number(text):
                         name = f" ({names[i]!r})" if names else ""
                         cell = repr(text if len(text) <= 50 else f"{text[:50]}…")
-                        return DataError(f"{where}, column {i + 1}{name}: {cell} is not a number")
+                        decimal = re.fullmatch(r"\s*-?\d+,\d+\s*", text)
+                        remedy = ": write a decimal point" if decimal else ""
+                        return DataError(
+                            f"{where}, column {i + 1}{name}: {cell} is not a number{remedy}"
+                        )
     except csv.Error as found:
         return DataError(f"{path}, line {rows.line_num}: {found}")
     return DataError(f"{path}: {error}")

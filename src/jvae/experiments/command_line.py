@@ -1,8 +1,11 @@
 """The `jvae` command, and how every command ends: one line for the user, a code for the shell."""
 
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Annotated, NoReturn
 
 from jvae.checkpoint import CheckpointError
@@ -21,7 +24,9 @@ def run(command: Callable[[], object]) -> None:
     that is not installed, 128 + the signal after Ctrl-C or SIGTERM.
     """
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         command()
+        sys.stdout.flush()
     except REFUSALS as error:
         _end(f"error: {error}", 2)
     except (FloatingPointError, ImportError) as error:
@@ -32,6 +37,14 @@ def run(command: Callable[[], object]) -> None:
         _end(str(error), error.exit_code)
     except KeyboardInterrupt:
         _end("Interrupted before training.", 130)
+    except BrokenPipeError:  # the reader of `jvae … | head` has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    """Leave by way of every `finally`: temporary folders are removed."""
+    del frame
+    raise Interrupted("Terminated before training.", signum)
 
 
 def _end(message: str, exit_code: int) -> NoReturn:

@@ -83,7 +83,7 @@ class Config:
         self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")
         self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
         self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
-        self._refuse_unless(self.stream_above >= 0, "stream_above", "at least 0")
+        self._refuse_unless(0 <= self.stream_above < math.inf, "stream_above", "at least 0")
         self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
         if self.bound == "iwae":
             expected = "at least 2 with --bound iwae, which is the ELBO with 1"

@@ -141,10 +141,10 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
                 done = f"step {state.step}" if rest else f"epoch {epoch}"
                 raise Interrupted(f"saved after {done}", interrupt.signum)
             with console.status("Evaluating and drawing …"):
-                result = _evaluate(job, state)
-                _draw(job, state)
                 checkpoint.save(job.folder / "model.safetensors", state.params)
+                result = _evaluate(job, state)
                 run_folder.write_json(job.folder / "result.json", result)
+                _draw(job, state)
         except Interrupted as error:
             raise Interrupted(
                 f"Interrupted ({error}). To go on: the same command with --resume --out "
@@ -325,6 +325,10 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
         }
         if job.log_volume is not None:
             result["test_nll_of_the_data_as_given"] = nll + job.log_volume
+        if job.config.binarisation == "dequantised":
+            # E[-log p(x)] + D log 256 bounds -log P(image); Theis et al. (2016), Section 3.1.
+            bits_of_x = nll / math.prod(job.model.data_shape) / math.log(2)
+            result["test_bits_per_dimension_at_most"] = bits_of_x + 8
     records = run_folder.read_metrics(job.folder)
     return result | {
         "stderr_over": "test examples",
@@ -406,5 +410,8 @@ def _report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> 
             f"{result['test_nll_of_the_data_as_given']:.2f}",
             f"{result['test_nll_stderr']:.2f}",
         )
+    if "test_bits_per_dimension_at_most" in result:
+        bits = f"{result['test_bits_per_dimension_at_most']:.3f}"
+        table.add_row("of the 8-bit images, bits per dimension, at most", bits, "")
     console.print(table)
     console.print(f"Figures, metrics and checkpoints are in {job.folder}", soft_wrap=True)

@@ -24,7 +24,7 @@ class RunFolderError(RuntimeError):
 
 def default_path(name: str) -> Path:
     """`runs/<name>-<date>-<time>`, new at every second."""
-    return Path("runs") / f"{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    return Path("runs") / f"{name[:60]}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
 def refuse_taken(folder: Path) -> None:

@@ -46,6 +46,7 @@ class Config(common.Config):
           ConfigError: names the flag.
         """
         super().__post_init__()
+        self._refuse_unless(bool(self.data), "data", "a name or a path")
         self._refuse_unless(0 < self.test_fraction < 1, "test_fraction", "between 0 and 1")
         self._refuse_unless(self.split_seed >= 0, "split_seed", "at least 0")
 
@@ -56,10 +57,9 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
     """
-    named = config.data in data.NAMES
-    folder = config.out or run_folder.default_path(
-        config.data if named else Path(config.data).expanduser().resolve().stem
-    )
+    path = Path(config.data)
+    named = config.data in data.NAMES or not (path.suffix or path.parent.name or path.exists())
+    folder = config.out or run_folder.default_path(path.stem)
     if not config.resume:
         run_folder.refuse_taken(folder)
     if named:
@@ -111,6 +111,13 @@ def train_on(
         soft_wrap=True,
     )
     is_pixels = dataset.train.dtype == np.uint8
+    repeated = dataset.count_repeated()
+    if repeated:
+        console.print(
+            f"[bold yellow]WARNING: {repeated} of {len(dataset.test)} test examples are in the "
+            "training part too: results on them say nothing of new data.[/]",
+            soft_wrap=True,
+        )
     x = (_pixels if is_pixels else _numbers)(dataset, config, streamed=streamed)
     description = {
         "dataset": dataset.name,
@@ -121,7 +128,8 @@ def train_on(
         "binarisation": protocol,
         "binarisation_meaning": binarisation.BINARISATIONS[protocol].description,
         **x.protocol,
-        "evaluated_on": "the whole test set, never trained on",
+        "test_x_sha256": data.content_sha256(np.asarray(x.test)),
+        "evaluated_on": "the whole test set",
         "test_elbo_estimator": "SGVB B with one sample of z an example",
         "units": "nats per image" if is_pixels else "nats per example",
     }
@@ -142,7 +150,11 @@ def train_on(
             x.preprocess,
             description,
             folder,
-            remarks={"dataset_source": dataset.source, **(remarks or {})},
+            remarks={
+                "dataset_source": dataset.source,
+                "test_examples_also_in_train": repeated,
+                **(remarks or {}),
+            },
             log_volume=x.log_volume,
             shown=x.shown if plotting.is_image(dataset.data_shape) else None,
         ),
@@ -222,6 +234,13 @@ def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) ->
         return _X(train, jnp.asarray(test), None, "bernoulli")
     whole = np.asarray(train)
     data.check_varied(whole, dataset.source)
+    coarse = _coarse_columns(whole)
+    if coarse:
+        rich.console.Console().print(
+            f"[bold yellow]WARNING: few values, often repeated, in columns {coarse}: a Gaussian "
+            "density can be driven without bound there, and its nats bound no probability.[/]",
+            soft_wrap=True,
+        )
     mean = whole.mean(axis=0, dtype=np.float64)
     scale = whole.std(axis=0, dtype=np.float64)
     shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
@@ -243,9 +262,16 @@ def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) ->
         protocol={
             "standardisation": "x is the data less the training part's mean, divided by its "
             "standard deviation, in each column; nats are of x",
+            "columns_of_few_values": coarse,
             "mean": mean.tolist(),
             "scale": scale.tolist(),
         },
         log_volume=float(np.log(scale).sum()),
         shown=shown,
     )
+
+
+def _coarse_columns(train: Float[np.ndarray, "num ..."]) -> list[int]:
+    """The columns, from 1, in which at most half of the values are distinct."""
+    rows = train.reshape(len(train), -1)
+    return [i + 1 for i in range(rows.shape[1]) if 2 * len(np.unique(rows[:, i])) <= len(rows)]
