@@ -17,10 +17,11 @@ import jvae  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_data_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Datasets are those that a test makes, whatever the user has."""
+def _nothing_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Datasets and compiled programs are those that tests make, whatever the user has."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("datasets")))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 

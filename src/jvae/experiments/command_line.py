@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 from jvae.checkpoint import CheckpointError
 from jvae.data import DataError
+from jvae.experiments import compilation_cache
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
@@ -25,6 +26,7 @@ def run(command: Callable[[], object]) -> None:
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
+        compilation_cache.enable()
         command()
         sys.stdout.flush()
     except REFUSALS as error:
