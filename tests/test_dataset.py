@@ -1,12 +1,14 @@
 import dataclasses
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jvae import data
+from jvae.data import dataset as dataset_module
 
 
 def dataset(train: Any, test: np.ndarray, **more: Any) -> data.Dataset:
@@ -16,6 +18,7 @@ def dataset(train: Any, test: np.ndarray, **more: Any) -> data.Dataset:
 
 
 BYTES = np.arange(24, dtype=np.uint8).reshape(4, 3, 2)
+LAST_BIT = np.array([[0, 0], [0, 0], [0, 1]], np.uint8)
 FLOATS = np.linspace(-1.5, 3, 8).astype(np.float32)
 
 
@@ -44,9 +47,9 @@ def test_datasets_are_compared_by_identity() -> None:
             BYTES,
             BYTES[:2],
             (3, 2),
-            (0, 255),
+            (0, 23),
             False,
-            "mine: uint8 [3, 2], 4 training, 2 test examples, values 0 to 255",
+            "mine: uint8 [3, 2], 4 training, 2 test examples, values 0 to 23",
             id="bytes",
         ),
         pytest.param(
@@ -71,9 +74,9 @@ def test_datasets_are_compared_by_identity() -> None:
             np.array([[0], [1]], np.uint8),
             np.array([[0]], np.uint8),
             (1,),
-            (0, 255),
+            (0, 1),
             False,
-            "mine: uint8 [1], 2 training, 1 test examples, values 0 to 255",
+            "mine: uint8 [1], 2 training, 1 test examples, values 0 to 1",
             id="bytes 0 and 1 are dark greys",
         ),
         pytest.param(
@@ -107,9 +110,9 @@ def test_datasets_are_compared_by_identity() -> None:
             np.zeros((60_000, 1), np.uint8),
             np.zeros((10_000, 1), np.uint8),
             (1,),
-            (0, 255),
+            (0, 0),
             True,
-            "mine: uint8 [1], 60,000 training, 10,000 test examples, values 0 to 255",
+            "mine: uint8 [1], 60,000 training, 10,000 test examples, values 0 to 0",
             id="many",
         ),
     ],
@@ -134,6 +137,81 @@ def test_a_validation_part_is_described() -> None:
     assert found.describe() == (
         "mine: float64 [1], 2,000 training, 1,000 validation and 3 test examples, values 0 to 1"
     )
+
+
+class OneAtATime:
+    """Examples that are read when they are asked for."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.shape, self.dtype, self.nbytes = array.shape, array.dtype, array.nbytes
+        self._array = array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._array[index]
+
+
+def on_disk(path: Path, array: np.ndarray) -> np.ndarray:
+    """`array` memory-mapped."""
+    np.save(path, array)
+    mapped: np.ndarray = np.load(path, mmap_mode="r")
+    return mapped
+
+
+@pytest.mark.parametrize("kind", ["memory-mapped", "one at a time"])
+def test_the_values_are_those_of_the_test_part_where_train_is_on_the_disk(
+    tmp_path: Path, kind: str
+) -> None:
+    train = on_disk(tmp_path / "x.npy", BYTES) if kind == "memory-mapped" else OneAtATime(BYTES)
+    found = dataset(train, BYTES[1:3])
+    assert found.values == (6, 17)
+    assert found.describe() == ("mine: uint8 [3, 2], 4 training, 2 test examples, values 6 to 17")
+
+
+def test_a_test_part_on_the_disk_is_read_for_the_values(tmp_path: Path) -> None:
+    assert dataset(BYTES[:1], on_disk(tmp_path / "x.npy", BYTES)).values == (0, 23)
+
+
+# Test examples that are trained on.
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "repeated"),
+    [
+        pytest.param(BYTES[:2], BYTES[2:], 0, id="none"),
+        pytest.param(BYTES, BYTES[2:], 2, id="all"),
+        pytest.param(BYTES[:3], BYTES[[3, 1, 1]], 2, id="one twice in the test part"),
+        pytest.param(BYTES[[0, 0, 0]], BYTES[:2], 1, id="one thrice in the training part"),
+        pytest.param(BYTES[:3], BYTES[:3] ^ LAST_BIT, 0, id="a bit"),
+        pytest.param(BYTES, BYTES.reshape(4, 2, 3).transpose(0, 2, 1)[1:], 0, id="transposed"),
+        pytest.param(np.asfortranarray(BYTES), BYTES[:, ::-1][:, ::-1], 4, id="another order"),
+        pytest.param(FLOATS[:5, None], FLOATS[4:, None], 1, id="numbers"),
+    ],
+)
+def test_test_examples_that_are_trained_on_are_counted(
+    train: np.ndarray, test: np.ndarray, repeated: int
+) -> None:
+    assert dataset(train, test).count_repeated() == repeated
+
+
+def test_training_examples_not_in_memory_are_not_compared() -> None:
+    assert dataset(OneAtATime(BYTES), BYTES).count_repeated() is None
+
+
+@pytest.mark.parametrize(("more", "repeated"), [(-1, None), (0, 1)])
+def test_many_training_examples_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch, more: int, repeated: int | None
+) -> None:
+    monkeypatch.setattr(dataset_module, "MAX_COMPARED_BYTES", BYTES.nbytes + more)
+    assert dataset(BYTES, BYTES[:1]).count_repeated() == repeated
+
+
+def test_what_is_too_small_to_be_split_is_named() -> None:
+    with pytest.raises(data.DataError) as error:
+        data.hold_out(2, 0.5, 0, "my.npy")
+    assert str(error.value) == "my.npy: 2 examples, at least 3 are needed to hold out a test part"
 
 
 # The fingerprint.

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def corner(value: float, dtype: Any) -> np.ndarray:
             "binarized_mnist",
             "binarized_mnist_valid.amat",
             b"0 1 0\n",
-            ", row 1: 3 columns, expected 784",
+            ", row 1: 5 characters, expected 784 digits with a blank between",
             id="binarized_mnist, other images",
         ),
         pytest.param(
@@ -434,6 +435,11 @@ def settings(**changes: Any) -> Damage:
     return lambda cache: rewrite(cache / "cache.json", lambda found: found.update(changes))
 
 
+def arrays(change: Callable[[dict[str, str]], object]) -> Damage:
+    """Of the names and checksums of the arrays."""
+    return lambda cache: rewrite(cache / "cache.json", lambda found: change(found["arrays"]))
+
+
 def without(key: str) -> Damage:
     return lambda cache: rewrite(cache / "cache.json", lambda found: found.pop(key))
 
@@ -460,13 +466,21 @@ CACHE_DAMAGES: dict[str, tuple[Damage, str]] = {
     "more images": (save("train.npy", np.zeros((12, 28, 28), np.uint8)), OTHER),
     "other numbers": (save("train.npy", np.zeros((11, 28, 28), np.float32)), OTHER),
     "other checksum": (settings(sha256="0" * 64), OTHER),
-    "no arrays": (settings(arrays=[]), OTHER),
-    "a part less": (settings(arrays=["train", "test"]), OTHER),
+    "other checksum of train": (arrays(lambda found: found.update(train="0" * 64)), OTHER),
+    "other checksum of valid": (arrays(lambda found: found.update(valid="0" * 64)), OTHER),
+    "no arrays": (settings(arrays={}), OTHER),
+    "no train": (arrays(lambda found: found.pop("train")), OTHER),
+    "no valid": (arrays(lambda found: found.pop("valid")), OTHER),
+    "no test": (arrays(lambda found: found.pop("test")), OTHER),
     "an array more": (
-        settings(arrays=["extra", "test", "train", "valid"]),
+        arrays(lambda found: found.update(extra="0" * 64)),
         "[Errno 2] No such file or directory: '{cache}/extra.npy'",
     ),
-    "no list of arrays": (without("arrays"), "'arrays'"),
+    "names of arrays alone": (
+        settings(arrays=["test", "train", "valid"]),
+        "'list' object has no attribute 'keys'",
+    ),
+    "nothing about arrays": (without("arrays"), "'arrays'"),
     "no checksum": (without("sha256"), "'sha256'"),
     "no source": (without("source"), "'source'"),
     "no cache.json": (
@@ -505,46 +519,76 @@ def test_a_damaged_cache_is_refused(
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("damage", "reason"),
     [
-        pytest.param(lambda cache: flip(cache / "train_labels.npy"), id="a byte"),
-        pytest.param(save("test_labels.npy", np.zeros(3, np.uint8)), id="fewer"),
-        pytest.param(lambda cache: (cache / "test_labels.npy").unlink(), id="deleted"),
-        pytest.param(settings(arrays=["test", "train"]), id="forgotten"),
+        pytest.param(lambda cache: flip(cache / "train_labels.npy"), OTHER, id="a byte"),
+        pytest.param(save("test_labels.npy", np.zeros(3, np.uint8)), OTHER, id="fewer"),
+        pytest.param(
+            lambda cache: (cache / "test_labels.npy").unlink(),
+            "[Errno 2] No such file or directory: '{cache}/test_labels.npy'",
+            id="deleted",
+        ),
+        pytest.param(arrays(lambda found: found.pop("train_labels")), OTHER, id="train forgotten"),
+        pytest.param(arrays(lambda found: found.pop("test_labels")), OTHER, id="test forgotten"),
     ],
 )
 def test_a_cache_with_damaged_labels_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Damage
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Damage, reason: str
 ) -> None:
     install(monkeypatch, "mnist", tmp_path / "mnist")
     data.load("mnist", tmp_path)
     cache = folder_of("mnist", tmp_path) / "jvae"
     damage(cache)
-    message = refusal(lambda: data.load("mnist", tmp_path))
-    assert message.startswith(f"the cache {cache} is damaged (")
+    assert refusal(lambda: data.load("mnist", tmp_path)) == (
+        f"the cache {cache} is damaged ({reason.format(cache=cache)}): delete that folder"
+    )
 
 
-@pytest.mark.parametrize(
-    ("limit", "damage", "refused"),
-    [
-        (17 * 784, lambda cache: flip(cache / "test.npy"), True),
-        (17 * 784 - 1, lambda cache: flip(cache / "test.npy"), False),
-        (0, save("test.npy", np.zeros((6, 28, 27), np.uint8)), True),
-    ],
-)
-def test_a_large_cache_is_not_read_at_every_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, damage: Damage, refused: bool
+@pytest.mark.parametrize("name", ["mnist", "binarized_mnist"])
+def test_the_cache_knows_the_checksum_of_every_array(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Its shapes are looked at all the same."""
-    install(monkeypatch, "mnist", tmp_path / "mnist")
-    dataset = data.load("mnist", tmp_path)
-    assert dataset.train.nbytes + dataset.test.nbytes == 17 * 784
-    damage(folder_of("mnist", tmp_path) / "jvae")
-    monkeypatch.setattr(preparation, "MAX_CHECKED_BYTES", limit)
+    made = install(monkeypatch, name, tmp_path / name)
+    dataset = data.load(name, tmp_path)
+    found = json.loads((folder_of(name, tmp_path) / "jvae" / "cache.json").read_text())
+    assert found == {
+        "arrays": {array: data.content_sha256(made.arrays[array]) for array in made.arrays},
+        "sha256": dataset.sha256,
+        "source": dataset.source,
+    }
+
+
+@pytest.mark.parametrize("array", ["test", "test_labels"])
+@pytest.mark.parametrize(("more", "refused"), [(0, True), (-1, False)])
+def test_a_large_cache_is_not_read_at_every_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str, more: int, refused: bool
+) -> None:
+    made = install(monkeypatch, "mnist", tmp_path / "mnist")
+    digest = data.load("mnist", tmp_path).sha256
+    cache = folder_of("mnist", tmp_path) / "jvae"
+    flip(cache / f"{array}.npy")
+    size = sum(found.nbytes for found in made.arrays.values())
+    assert size == 17 * 784 + 17
+    monkeypatch.setattr(preparation, "MAX_CHECKED_BYTES", size + more)
     if refused:
-        assert "is damaged (other content)" in refusal(lambda: data.load("mnist", tmp_path))
+        assert refusal(lambda: data.load("mnist", tmp_path)) == (
+            f"the cache {cache} is damaged (other content): delete that folder"
+        )
     else:
-        assert data.load("mnist", tmp_path).sha256 == dataset.sha256
+        assert data.load("mnist", tmp_path).sha256 == digest
+
+
+def test_the_shapes_of_a_large_cache_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "mnist", tmp_path / "mnist")
+    data.load("mnist", tmp_path)
+    cache = folder_of("mnist", tmp_path) / "jvae"
+    np.save(cache / "test.npy", np.zeros((6, 28, 27), np.uint8))
+    monkeypatch.setattr(preparation, "MAX_CHECKED_BYTES", 0)
+    assert refusal(lambda: data.load("mnist", tmp_path)) == (
+        f"the cache {cache} is damaged (other content): delete that folder"
+    )
 
 
 # Files that were prepared.
@@ -575,9 +619,6 @@ def info(change: Callable[[Any], object]) -> Damage:
         pytest.param(
             info(lambda found: found["splits"][0].update(shardLengths=["12"])), id="more images"
         ),
-        pytest.param(info(lambda found: found["splits"].pop(0)), id="no train"),
-        pytest.param(info(lambda found: found["splits"].pop(1)), id="no test"),
-        pytest.param(info(lambda found: found.pop("splits")), id="no parts"),
     ],
 )
 def test_damaged_prepared_files_are_refused(
@@ -593,6 +634,58 @@ def test_damaged_prepared_files_are_refused(
     assert message.startswith(f"the prepared files in {folder} cannot be read (")
     assert message.endswith("): delete that folder")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        pytest.param(lambda found: found["splits"].pop(0), "test", id="no train"),
+        pytest.param(lambda found: found["splits"].pop(1), "train", id="no test"),
+        pytest.param(lambda found: found.pop("splits"), "none", id="no parts"),
+        pytest.param(
+            lambda found: found["splits"][0].update(name="extra"), "extra, test", id="other parts"
+        ),
+    ],
+)
+def test_prepared_files_without_a_part_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], object], parts: str
+) -> None:
+    install(monkeypatch, "mnist", tmp_path / "mnist")
+    data.load("mnist", tmp_path)
+    folder = folder_of("mnist", tmp_path)
+    shutil.rmtree(folder / "jvae")
+    rewrite(folder / "dataset_info.json", change)
+    before = tree(tmp_path)
+    assert refusal(lambda: data.load("mnist", tmp_path)) == (
+        f"the prepared files in {folder} cannot be read (their parts are {parts}): delete that "
+        "folder"
+    )
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["mnist", "celeb_a"])
+def test_tensorflow_datasets_decodes_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It would do so with OpenCV where that is installed, to other pixels."""
+    made = install(monkeypatch, name, tmp_path / name)
+    data.load(name, tmp_path)
+    folder = folder_of(name, tmp_path)
+    shutil.rmtree(folder / "jvae")
+    asked = []
+    decode = tfds.features.Image.decode_example_np
+
+    def decode_example_np(feature: Any, example: Any) -> Any:
+        asked.append(example)
+        return decode(feature, example)
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", decode_example_np)
+    dataset = data.load(name, tmp_path)
+    assert dataset.source == f"prepared by tensorflow-datasets in {folder}"
+    assert_is(dataset, made)
+    assert asked == []
+    stock(name, tmp_path)
+    assert len(asked) == sum(map(len, made.stored.values()))
 
 
 def test_prepared_files_of_other_images_are_refused(
@@ -771,6 +864,40 @@ def test_what_is_interrupted_leaves_nothing(
     assert_is(data.load("mnist", tmp_path), made)
 
 
+@pytest.mark.parametrize("prepared", [False, True])
+def test_what_was_left_by_a_killed_process_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prepared: bool
+) -> None:
+    """After a day; what is fresh may be another process's."""
+    made = install(monkeypatch, "mnist", tmp_path / "mnist")
+    folder = folder_of("mnist", tmp_path)
+    if prepared:
+        data.load("mnist", tmp_path)
+        shutil.rmtree(folder / "jvae")
+    parent = folder if prepared else folder.parent
+    day = 24 * 3600
+    for name, age in (
+        (".jvae-killed", day + 60),
+        (".jvae-other", day - 60),
+        (".jvae-now", 0),
+        ("jvae-old", 9 * day),
+        (".other", 9 * day),
+    ):
+        (parent / name / "jvae").mkdir(parents=True)
+        (parent / name / "jvae" / "train.npy").write_bytes(b"half")
+        then = time.time() - age
+        os.utime(parent / name, (then, then))
+    before = tree(parent)
+    dataset = data.load("mnist", tmp_path)
+    assert_is(dataset, made)
+    assert isinstance(dataset.train, np.memmap)
+    after = tree(parent)
+    killed = {path for path in before if path.startswith(".jvae-killed")}
+    assert len(killed) == 3
+    assert before.keys() - after.keys() == killed
+    assert {path for path in after.keys() - before.keys() if path.startswith(".")} == set()
+
+
 @pytest.mark.parametrize("by_others", [False, True])
 def test_who_is_done_first_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_others: bool
@@ -895,6 +1022,22 @@ def test_without_posix_fallocate_files_are_written(
     monkeypatch.delattr(os, "posix_fallocate")
     for _ in range(2):
         assert_is(data.load("mnist", tmp_path), made)
+
+
+def test_without_array_record_prepared_files_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(monkeypatch, "mnist", tmp_path / "mnist")
+    data.load("mnist", tmp_path)
+    folder = folder_of("mnist", tmp_path)
+    shutil.rmtree(folder / "jvae")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "array_record" else find(name)
+    )
+    before = tree(tmp_path)
+    assert preparation.read_prepared(SOURCES["mnist"], folder) is None
+    assert tree(tmp_path) == before
 
 
 WITHOUT_ARRAY_RECORD = """

@@ -259,28 +259,27 @@ def test_amat_of_one_column_is_read_back(tmp_path: Path) -> None:
         pytest.param(
             b"0 1 \xff 0\n", ", row 1, column 3: '\xff ', expected 0 or 1", id="no character"
         ),
-        pytest.param(
-            b"0 1 1 0\n1 1 1\n0 0 0 0\n", ", row 2: 3 columns, expected 4", id="a short row"
-        ),
-        pytest.param(
-            b"0 1 1 0\n1 1 1 1\n0 0 0 0 1\n", ", row 3: 5 columns, expected 4", id="a long row"
-        ),
-        pytest.param(b"0 1 1 0\n\n0 0 0 0\n", ", row 2: 0 columns, expected 4", id="an empty row"),
-        pytest.param(
-            b"0 1 1 0\n1 1", ", row 2: 2 columns, expected 4", id="the last row cut short"
-        ),
     ],
 )
 def test_amat_with_another_row(path: Path, content: bytes, message: str) -> None:
     assert refused(path, content, lambda: raw_formats.read_amat(path, columns=4)) == message
 
 
-@pytest.mark.parametrize("row", [b"0 1 10 0", b"0 1  0 0", b" 0 1 0 0"])
-def test_amat_with_a_character_too_many(path: Path, row: bytes) -> None:
-    content = b"0 1 1 0\n" + row + b"\n"
+@pytest.mark.parametrize(
+    ("content", "row", "num"),
+    [
+        pytest.param(b"0 1 1 0\n1 1 1\n0 0 0 0\n", 2, 5, id="a short row"),
+        pytest.param(b"0 1 1 0\n1 1 1 1\n0 0 0 0 1\n", 3, 9, id="a long row"),
+        pytest.param(b"0 1 1 0\n\n0 0 0 0\n", 2, 0, id="an empty row"),
+        pytest.param(b"0 1 1 0\n1 1", 2, 3, id="the last row cut short"),
+        pytest.param(b"0 1 1 0\n0 1 10 0\n", 2, 8, id="two digits"),
+        pytest.param(b"0 1 1 0\n0 1  0 0\n", 2, 8, id="two blanks"),
+        pytest.param(b"0 1 1 0\n 0 1 0 0\n", 2, 8, id="a blank before"),
+    ],
+)
+def test_amat_with_a_row_of_another_length(path: Path, content: bytes, row: int, num: int) -> None:
     message = refused(path, content, lambda: raw_formats.read_amat(path, columns=4))
-    assert message.startswith(", row 2")
-    assert "4 columns, expected 4" not in message
+    assert message == f", row {row}: {num} characters, expected 4 digits with a blank between"
 
 
 # CIFAR-10.
@@ -472,14 +471,14 @@ def test_a_table_with_another_line(path: Path, content: bytes, header: bool, mes
 @pytest.mark.parametrize("content", [b"a.jpg 1\nb.jpg\n", b"a.jpg 1\n\nb.jpg 2\n"])
 def test_a_table_without_header_with_an_empty_line(path: Path, content: bytes) -> None:
     message = refused(path, content, lambda: raw_formats.read_celeb_a_table(path, header=False))
-    assert message.startswith(", line 2: 0 numbers")
-    assert "expected 0" not in message
+    assert message == ", line 2: 0 numbers, expected some"
 
 
 @pytest.mark.parametrize("header", [False, True])
 def test_a_table_that_is_no_text(path: Path, header: bool) -> None:
     content = gzip.compress(b"2\nA\na.jpg 1\nb.jpg 1\n")
-    refused(path, content, lambda: raw_formats.read_celeb_a_table(path, header=header))
+    message = refused(path, content, lambda: raw_formats.read_celeb_a_table(path, header=header))
+    assert re.fullmatch(r": not a text \(.*can't decode byte 0x8b.*" + AGAIN, message)
 
 
 # Zip.

@@ -17,7 +17,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from jvae.data import DataError
+from jvae.data import DataError, raw_files
 from jvae.data.catalogue import SOURCES, RawFile, Source, Split
 
 Arrays = dict[str, np.ndarray]
@@ -368,8 +368,15 @@ def install(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path) -> Tiny:
     """Put the tiny dataset in the place of the true one, its raw files into `folder`."""
     made = tiny(name)
     made.write(folder)
-    monkeypatch.setitem(SOURCES, name, made.source)
+    enter(monkeypatch, made.source)
     return made
+
+
+def enter(monkeypatch: pytest.MonkeyPatch, source: Source) -> None:
+    """Put `source` into the catalogue, and the checksums of its files among those it knows."""
+    monkeypatch.setitem(SOURCES, source.name, source)
+    digests = {digest for file in source.files for digest in file.sha256}
+    monkeypatch.setattr(raw_files, "_EVERY_SHA256", raw_files._EVERY_SHA256 | digests)
 
 
 def folder_of(name: str, data_dir: Path) -> Path:

@@ -99,7 +99,7 @@ class Dataset:
         )
 
     def count_repeated(self) -> int | None:
-        """How many test examples are training examples too, None where train is not in memory."""
+        """How many test examples are in train too; None where train is large or no array."""
         if not isinstance(self.train, np.ndarray) or self.train.nbytes > MAX_COMPARED_BYTES:
             return None
         seen = {_digest(example) for example in self.train}

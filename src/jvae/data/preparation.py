@@ -59,6 +59,7 @@ def read_cache(source: Source, folder: Path) -> Dataset | None:
         damaged |= any(arrays[part].shape[1:] != source.data_shape for part in _parts(arrays))
         if sum(array.nbytes for array in arrays.values()) <= MAX_CHECKED_BYTES:
             damaged |= any(content_sha256(arrays[name]) != hashes[name] for name in hashes)
+            damaged |= _sha256(arrays) != sha256
     except Exception as error:  # NumPy raises what the bytes trip over
         raise DataError(f"the cache {cache} is damaged ({error}): delete that folder") from error
     if damaged:
@@ -74,19 +75,19 @@ def read_prepared(source: Source, folder: Path) -> Dataset | None:
     """
     try:
         info = json.loads((folder / "dataset_info.json").read_text())
-        if info["fileFormat"] != "array_record" or not _has_array_record():
+        if info.get("fileFormat") != "array_record" or not _has_array_record():
             return None  # tfrecord, say, which only TensorFlow reads
         shuffled = not info.get("disableShuffling")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{folder / 'dataset_info.json'} cannot be read: {error}") from error
     with _temporary_folder(folder) as cache:
         try:
             splits = _prepared_splits(source, folder, shuffled=shuffled)
             arrays = _allocate(source, splits, cache)
             _fill_all(source, splits, arrays, f"Reading {source.name}")
-        except (DataError, OSError):
+        except OSError:
             raise
         except Exception as error:  # array_record and Pillow raise what the bytes trip over
             raise DataError(
@@ -193,7 +194,10 @@ def _decoded(image: Any) -> np.ndarray:
     if isinstance(image, bytes):
         from PIL import Image
 
-        return np.asarray(Image.open(io.BytesIO(image)))
+        try:
+            return np.asarray(Image.open(io.BytesIO(image)))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"an image is damaged ({error})") from error
     array: np.ndarray = image
     return array
 
@@ -208,7 +212,7 @@ def _prepared_splits(source: Source, folder: Path, *, shuffled: bool) -> dict[st
     stored = tfds.builder_from_directory(folder).as_data_source(decoders=encoded)
     counts = {part: len(stored[name]) for part, name in SPLITS.items() if name in stored}
     if not {"train", "test"} <= counts.keys():
-        raise DataError(f"the prepared files in {folder} have parts {', '.join(stored)} only")
+        raise DataError(f"their parts are {', '.join(stored) or 'none'}")
 
     def records(part: str) -> Iterator[dict[str, Any]]:
         rows = stored[SPLITS[part]]
@@ -317,11 +321,13 @@ def _parts(arrays: Mapping[str, Any]) -> list[str]:
 @contextlib.contextmanager
 def _temporary_folder(parent: Path) -> Iterator[Path | None]:
     """An empty folder inside one that is gone at the end; None where nothing can be written."""
+    new = not parent.exists()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(".jvae-*"):  # of a process that was killed
-            if time.time() - left.stat().st_mtime > _DAY:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # swept by another
+                if time.time() - left.stat().st_mtime > _DAY:
+                    shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=".jvae-", dir=parent))
     except OSError:
         temporary = None
@@ -334,6 +340,9 @@ def _temporary_folder(parent: Path) -> Iterator[Path | None]:
         yield folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):  # it holds something now
+                parent.rmdir()
 
 
 def _publish(made: Path, folder: Path) -> None:

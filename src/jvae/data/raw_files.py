@@ -71,7 +71,8 @@ def _on_disk(file: RawFile, places: Iterable[Path], source: Source) -> Path | No
         digest = _sha256(path)
         if digest in file.sha256:
             return path
-        if digest not in _EVERY_SHA256:  # MNIST's kin have files of the same names
+        # MNIST's kin have files of the same names, and share the first place.
+        if digest not in _EVERY_SHA256 or place.name == source.name:
             wrong = wrong or (path, digest)
     if wrong is not None:
         path, digest = wrong

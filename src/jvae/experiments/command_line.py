@@ -21,8 +21,8 @@ REFUSALS = (ConfigError, DataError, RunFolderError, CheckpointError)
 def run(command: Callable[[], object]) -> None:
     """Call `command` and end the process with what its errors mean.
 
-    Exit codes: 2 for settings or data that cannot be, 1 for a bound that is not finite or a part
-    that is not installed, 128 + the signal after Ctrl-C or SIGTERM.
+    Exit codes: 2 for settings or data that cannot be, 1 for a bound that is not finite, a part
+    that is not installed or a disk that is full, 128 + the signal after Ctrl-C or SIGTERM.
     """
     try:
         signal.signal(signal.SIGTERM, _terminate)
@@ -37,10 +37,12 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(error.returncode)
     except Interrupted as error:
         _end(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _end("Interrupted before training.", 130)
     except BrokenPipeError:  # the reader of `jvae … | head` has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a full disk, say
+        _end(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        _end("Interrupted before training.", 130)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

@@ -128,10 +128,12 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
     """
     job.config.check_examples(len(job.train))
     if job.config.resume:
-        _check_same_run(job)
+        run_folder.read_settings(job.folder)  # which says so when there is none
     else:
         run_folder.create(job.folder, job.settings())
-    with catch_interrupt() as interrupt:
+    with run_folder.lock(job.folder), catch_interrupt() as interrupt:
+        if job.config.resume:
+            _check_same_run(job)
         try:
             interrupt.deferred = True
             state = _train(job, console, stop=lambda: interrupt.signum is not None)

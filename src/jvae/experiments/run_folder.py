@@ -9,7 +9,8 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,30 @@ def create(folder: Path, settings: Mapping[str, Any]) -> None:
         if isinstance(error, OSError):
             raise RunFolderError(f"cannot write {folder}: {error.strerror}") from error
         raise
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a run's folder; the system lets go of it when this one ends.
+
+    Raises:
+      RunFolderError: another process is at work in it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunFolderError(f"another process is at work in {folder}: wait, or end it") from error
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
