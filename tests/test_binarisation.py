@@ -273,6 +273,22 @@ def test_the_fixed_key_is_no_runs_key() -> None:
     assert not (runs[:, None] == np.asarray(fixed)[None]).all(axis=-1).any()
 
 
+def test_the_fixed_draw_is_the_same_whatever_the_default_generator() -> None:
+    test = images(4, seed=1)
+    with jax.default_prng_impl("rbg"):
+        key = binarisation.fixed_draw_key()
+        assert jax.random.key(0).dtype == jax.random.key(0, impl="rbg").dtype
+        elsewhere = {
+            name: np.asarray(binarisation.prepare(name, test[:0], test, key).test)
+            for name in ("dynamic", "dequantised")
+        }
+    assert key.dtype == FIXED.dtype == jax.random.key(0, impl="threefry2x32").dtype
+    np.testing.assert_array_equal(jax.random.key_data(key), jax.random.key_data(FIXED))
+    for name, drawn in elsewhere.items():
+        here = binarisation.prepare(name, test[:0], test, FIXED).test
+        np.testing.assert_array_equal(drawn, here)
+
+
 def _children(keys: jax.Array) -> list[np.ndarray]:
     split = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     return [np.asarray(jax.random.key_data(split[:, i])) for i in range(3)]

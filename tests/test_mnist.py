@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,14 @@ from jvae.experiments.interrupt import Interrupted
 SMALL = mnist.Config(
     dataset="mnist_5k", hidden=(50,), latent_dim=5, epochs=4, checkpoint_every=1, nll_samples=20
 )
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command sets its own handler of SIGTERM, and then its process ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def run_into(folder: Path, config: mnist.Config = SMALL, **changes: Any) -> dict[str, Any]:
@@ -292,6 +301,7 @@ def test_a_bound_that_is_not_finite_ends_the_run(
         ("--latents 3", "--latents"),
         ("--resume", "--resume needs --out"),
         ("--stream-above -1", "--stream-above must be at least 0, got -1.0"),
+        ("--stream-above inf", "--stream-above must be at least 0, got inf"),
         ("--dataset minst", "minst"),
         (
             "--dataset mnist",

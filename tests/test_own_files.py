@@ -138,6 +138,31 @@ def png_of_header(
     )
 
 
+def tiff_of_16_bits(width: int, height: int) -> bytes:
+    """A black TIFF file in colour, put together by hand."""
+    size = 6 * width * height
+    entries = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, 3, 8),  # bits a channel: at byte 8
+        (259, 3, 1, 1),  # not compressed
+        (262, 3, 1, 2),  # in colour
+        (273, 4, 1, 14),  # the pixels: at byte 14
+        (277, 3, 1, 3),
+        (278, 3, 1, height),
+        (279, 4, 1, size),
+    ]
+    return b"".join(
+        [
+            struct.pack("<2sHI3H", b"II", 42, 14 + size, 16, 16, 16),
+            bytes(size),
+            struct.pack("<H", len(entries)),
+            *(struct.pack("<HHII", *entry) for entry in entries),
+            bytes(4),
+        ]
+    )
+
+
 def chunk(kind: bytes, content: bytes) -> bytes:
     body = kind + content
     return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
@@ -159,14 +184,24 @@ def fill(folder: Path, files: Mapping[str, bytes | np.ndarray]) -> Path:
 
 
 def as_read(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
     if array.dtype == bool:
         return np.where(array, 255, 0).astype(np.uint8)
-    is_image = array.dtype.kind in "iu" and array.ndim > 2
-    if is_image and array.min() >= 0 and array.max() <= 255:
-        return array.astype(np.uint8)
+    if array.dtype == np.uint8 or (array.ndim > 2 and set(array.flat) <= set(range(256))):
+        return np.where(array, 255, 0).astype(np.uint8) if array.max() <= 1 else array.astype("u1")
+    if array.dtype.kind == "f" and array.ndim > 2:
+        scaled = 255 * array.astype(np.float64)
+        near = np.abs(scaled - np.round(scaled)) <= 1e-4
+        if near.all() and scaled.min() >= 0 and np.round(scaled).max() <= 255:
+            return np.round(scaled).astype(np.uint8)
     return array.astype(np.float32)
+
+
+def float32_tells_apart(array: np.ndarray) -> bool:
+    """Whether each column is of one value, or varies by a part that float32 keeps well."""
+    values = array.astype(np.float64)
+    largest = np.abs(values).max(axis=0)
+    varied = (np.ptp(values, axis=0) > largest / 100) & (largest > 1e-35)
+    return bool((varied | (values == values[0]).all(axis=0)).all())
 
 
 def has_constant_column(array: np.ndarray, fraction: float, seed: int) -> bool:
@@ -192,6 +227,7 @@ def numbers(draw: st.DrawFn) -> np.ndarray:
         elements = npst.from_dtype(dtype)
     varied = len(shape) == 2 and dtype.kind in "iuf"
     array = draw(npst.arrays(dtype, shape, elements=elements, fill=st.nothing(), unique=varied))
+    assume(array.dtype.kind not in "iuf" or float32_tells_apart(array))
     return np.asfortranarray(array) if draw(st.booleans()) else array
 
 
@@ -228,6 +264,7 @@ def tables(draw: st.DrawFn) -> np.ndarray:
     shape = draw(st.tuples(st.integers(4, 12), st.integers(1, 4)))
     elements = st.floats(-LARGEST, LARGEST)
     array = draw(npst.arrays(np.float64, shape, elements=elements, fill=st.nothing(), unique=True))
+    assume(float32_tells_apart(array))
     assume(not has_constant_column(array.astype(np.float32), 0.1, 0))
     return array
 
@@ -361,11 +398,18 @@ def test_images_come_back_in_the_order_of_their_paths(
 
 # Types.
 
+EIGHT_BIT = np.arange(256, dtype=np.uint8).reshape(256, 1, 1)
+
 
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
         (np.array([[0, 255], [7, 8], [9, 9], [9, 1]], np.uint8), None),
+        (np.array([[0, 2], [1, 1], [0, 0], [1, 0]], np.uint8), None),
+        (
+            np.array([[0, 1], [1, 1], [0, 0], [1, 0]], np.uint8),
+            np.array([[0, 255], [255, 255], [0, 0], [255, 0]], np.uint8),
+        ),
         (
             np.array([[True, False], [False, False], [False, False], [True, True]]),
             np.array([[255, 0], [0, 0], [0, 0], [255, 255]], np.uint8),
@@ -395,7 +439,44 @@ def test_images_come_back_in_the_order_of_their_paths(
             np.array([[0], [1], [2], [3]], np.float32),
         ),
         (np.array([[0.0], [1], [2], [3]], np.float32), None),
-        (np.array([[[0.0]], [[1]], [[2]], [[255]]], np.float32), None),
+        (
+            np.array([[[0.0]], [[1]], [[2]], [[255]]], np.float32),
+            np.array([[[0]], [[1]], [[2]], [[255]]], np.uint8),
+        ),
+        (
+            np.array([[[0.0]], [[1]], [[1]], [[0]]], np.float64),
+            np.array([[[0]], [[255]], [[255]], [[0]]], np.uint8),
+        ),
+        (
+            np.array([[[0]], [[1]], [[1]], [[0]]], np.int16),
+            np.array([[[0]], [[255]], [[255]], [[0]]], np.uint8),
+        ),
+        (np.array([[[0.0]], [[256]], [[2]], [[255]]], np.float32), None),
+        (np.array([[[0.0]], [[-1]], [[2]], [[255]]], np.float32), None),
+        (np.array([[[0.5]], [[1]], [[2]], [[255]]], np.float32), None),
+        # All of the 8-bit values divided by 255, in either precision, and almost.
+        (EIGHT_BIT.astype(np.float32) / np.float32(255), EIGHT_BIT),
+        (EIGHT_BIT / 255, EIGHT_BIT),
+        ((EIGHT_BIT + 0.9e-4) / 255, EIGHT_BIT),
+        ((EIGHT_BIT[1:] - 0.9e-4) / 255, EIGHT_BIT[1:]),
+        ((EIGHT_BIT + 1.1e-4) / 255, ((EIGHT_BIT + 1.1e-4) / 255).astype(np.float32)),
+        ((EIGHT_BIT - 1e-5) / 255, ((EIGHT_BIT - 1e-5) / 255).astype(np.float32)),
+        ((EIGHT_BIT + 1.0) / 255, ((EIGHT_BIT + 1.0) / 255).astype(np.float32)),
+        # With one axis an example, they are numbers of a table.
+        (
+            np.array([[0.0], [1], [128], [255]]) / 255,
+            np.array([[0], [1 / 255], [128 / 255], [1]], "f4"),
+        ),
+        # Bytes that wrap around are none.
+        (
+            np.array([[[0]], [[-257]], [[-514]], [[-771]]], np.int16),
+            np.array([[[0]], [[-257]], [[-514]], [[-771]]], np.float32),
+        ),
+        (
+            np.array([[[0]], [[-1]], [[127]], [[2]]], np.int8),
+            np.array([[[0]], [[-1]], [[127]], [[2]]], np.float32),
+        ),
+        (np.array([[[0.5]], [[1e38]], [[2]], [[3]]], np.float32), None),
         (
             np.array([[0.1], [1], [2], [3]], np.float64),
             np.array([[0.1], [1], [2], [3]], np.float32),
@@ -414,10 +495,53 @@ def test_types(array: np.ndarray, expected: np.ndarray | None) -> None:
     assert_holds(data.from_array(array), array if expected is None else expected)
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        (np.array([[0, 200], [7, 8]], np.uint8), np.array([[0, 1], [1, 0]], np.uint8)),
+        (np.array([[0, 1], [1, 1]], np.uint8), np.array([[0, 2], [1, 0]], np.uint8)),
+        (np.array([[[0.0]], [[2]]]), np.array([[[0.0]], [[1]]])),
+    ],
+)
+def test_dark_pixels_of_one_part_are_on_the_scale_of_the_other(
+    train: np.ndarray, test: np.ndarray
+) -> None:
+    dataset = data.from_array(train, test)
+    assert_same(np.asarray(dataset.train), train.astype(np.uint8))
+    assert_same(dataset.test, test.astype(np.uint8))
+
+
 def test_images_of_one_value_pass() -> None:
     """Only the columns of tables of floats must vary."""
-    assert_holds(data.from_array(np.zeros((4, 2, 2))), np.zeros((4, 2, 2), np.float32))
+    assert_holds(data.from_array(np.full((4, 2, 2), 0.3)), np.full((4, 2, 2), 0.3, np.float32))
     assert_holds(data.from_array(np.zeros((4, 2), np.uint8)), np.zeros((4, 2), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (1e9 + np.arange(6.0)[:, None], "column 1 has values near 1000000000.0"),
+        (2**40 + np.arange(6)[:, None], "column 1 has values near 1099511627776"),
+        (
+            np.column_stack([TABLE[:, 0], 1e9 + TABLE[:, 1]]),
+            "column 2 has values near 1000000000.5",
+        ),
+        # A column of one value loses nothing.
+        (
+            np.column_stack([np.full(6, 0.1), 1e9 + np.arange(6.0)]).reshape(6, 2, 1),
+            "column 2, 1 has values near 1000000000.0",
+        ),
+        (2**40 + np.arange(24).reshape(6, 2, 2), "column 1, 1 has values near 1099511627776"),
+    ],
+)
+def test_values_that_float32_cannot_tell_apart_are_refused(array: np.ndarray, message: str) -> None:
+    with pytest.raises(data.DataError) as error:
+        data.from_array(array)
+    assert str(error.value) == (
+        f"array: {message} that differ by less than float32 keeps: subtract a constant"
+    )
+    less = array - array[0]
+    assert_holds(data.from_array(less + 0.5), (less + 0.5).astype(np.float32))
 
 
 BITS = np.array([[0.0, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]])
@@ -434,7 +558,9 @@ BITS = np.array([[0.0, 1, 0], [1, 1, 0], [0, 1, 0], [1, 1, 0]])
         (PIXELS := picture(4, 3), "bernoulli", PIXELS),
         (PIXELS, "gaussian", PIXELS),
         (PIXELS[:, None].astype(int), "bernoulli", PIXELS[:, None]),
-        (BITS[:, None], "gaussian", BITS[:, None].astype(np.float32)),
+        (BITS[:, None], "gaussian", (255 * BITS[:, None]).astype(np.uint8)),
+        (BITS[:, None], "bernoulli", (255 * BITS[:, None]).astype(np.uint8)),
+        (BITS.astype(np.uint8), "bernoulli", (255 * BITS).astype(np.uint8)),
         (TABLE, "gaussian", TABLE.astype(np.float32)),
     ],
 )
@@ -454,7 +580,7 @@ ZERO_OR_ONE = "expected 0 or 1 under a bernoulli likelihood, or 8-bit pixels to 
         (BITS / 2, "bernoulli", f"row 1, column 2 is 0.5: {ZERO_OR_ONE}"),
         (np.where(BITS > 0, np.nan, 0), "bernoulli", f"row 1, column 2 is nan: {ZERO_OR_ONE}"),
         (2 * BITS.astype(int), "bernoulli", f"row 1, column 2 is 2: {ZERO_OR_ONE}"),
-        (BITS[:, None] / 255, "bernoulli", "row 1, column 1, 2 is 0.0039215686"),
+        (BITS[:, None] / 4, "bernoulli", f"row 1, column 1, 2 is 0.25: {ZERO_OR_ONE}"),
         # Almost 0 is not 0.
         (BITS + 1e-12, "bernoulli", f"row 1, column 1 is 1e-12: {ZERO_OR_ONE}"),
         (BITS, "gaussian", "column 2 is 1.0 in all 2 training rows"),
@@ -565,20 +691,91 @@ def test_folders_train_and_test_are_the_parts(tmp_path: Path) -> None:
     assert dataset.licence == "your own data"
 
 
-@pytest.mark.parametrize("outside", ["c.png", "valid/c.png", "trains/c.png", "Train/c.png"])
-def test_images_outside_train_and_test_are_refused(tmp_path: Path, outside: str) -> None:
-    names = ["train/a.png", "train/b.png", "test/a.png", outside]
-    fill(tmp_path, {name: picture(2, 2) for name in names})
-    assert refusal(tmp_path) == f"{tmp_path}: images outside its folders train and test"
-
-
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_one_of_the_two_folders_is_a_folder_like_any_other(tmp_path: Path, part: str) -> None:
+@pytest.mark.parametrize(
+    ("train", "valid", "test"),
+    [
+        ("train", "valid", "test"),
+        ("training", "validation", "testing"),
+        ("Train", "VAL", "Test"),
+        ("TRAINING", "Valid", "tesTing"),
+    ],
+)
+def test_folders_named_as_parts_in_any_case(
+    tmp_path: Path, train: str, valid: str, test: str
+) -> None:
     images = {
-        name: picture(2, 2) for name in ("a.png", f"{part}/b.png", f"{part}/c.png", "u/d.png")
+        part: {f"{folder}/{i}.png": picture(2, 2) for i in range(num)}
+        for part, folder, num in (("train", train, 4), ("valid", valid, 3), ("test", test, 2))
     }
+    expected = {part: np.stack(list(named.values())) for part, named in images.items()}
+    for named in images.values():
+        fill(tmp_path, named)
+    for stream_above in (0, 10**6):
+        dataset = data.load_path(tmp_path, stream_above=stream_above)
+        assert_same(all_of(dataset.train), expected["train"])
+        assert dataset.valid is not None
+        assert_same(dataset.valid, expected["valid"])
+        assert_same(dataset.test, expected["test"])
+        assert dataset.source == str(tmp_path)
+    for name in images["test"]:
+        (tmp_path / name).unlink()
+    # Without test, it is held out of train.
+    dataset = data.load_path(tmp_path)
+    assert_holds(dataset, expected["train"])
+    assert dataset.valid is not None
+    assert_same(dataset.valid, expected["valid"])
+    assert dataset.source == f"{tmp_path}, 2 images held out (seed 0)"
+
+
+def test_folders_of_two_names_for_a_part_are_one_part(tmp_path: Path) -> None:
+    images = {name: picture(2, 2) for name in ("Train/a.png", "train/a.png", "training/a.png")}
+    tests = {f"test/{i}.png": picture(2, 2) for i in range(2)}
+    dataset = data.load_path(fill(tmp_path, images | tests))
+    assert_same(dataset.train, np.stack(list(images.values())))
+
+
+@pytest.mark.parametrize(
+    ("names", "parts", "outside"),
+    [
+        (["train/a.png", "train/b.png", "test/a.png", "c.png"], "test, train", "c.png"),
+        (["Train/a.png", "train/b.png", "trains/c.png"], "train", "trains/c.png"),
+        (["a.png", "test/b.png", "test/c.png", "u/d.png"], "test", "a.png"),
+        (
+            ["train/a.png", "val/b.png", "test/c.png", "u/test/d.png"],
+            "test, train, valid",
+            "u/test/d.png",
+        ),
+        (["test/a.png", "test/b.png", "test/c.png"], "test", None),
+        (["test/a.png", "validation/b.png", "test/c.png"], "test, valid", None),
+    ],
+)
+def test_images_outside_the_parts_are_refused(
+    tmp_path: Path, names: list[str], parts: str, outside: str | None
+) -> None:
+    fill(tmp_path, {name: picture(2, 2) for name in names})
+    where = "none in train" if outside is None else f"outside ({tmp_path / outside})"
+    assert refusal(tmp_path) == (
+        f"{tmp_path} has images in {parts} and {where}: put all into folders train, test and "
+        "perhaps valid, or none"
+    )
+
+
+def test_a_folder_train_alone_is_the_training_part(tmp_path: Path) -> None:
+    images = {name: picture(2, 2) for name in ("train/a.png", "train/b.png", "train/u/c.png")}
     expected = np.stack(list(images.values()))
     assert_holds(data.load_path(fill(tmp_path, images)), expected)
+
+
+def test_files_and_deeper_folders_named_as_parts_are_like_any_other(tmp_path: Path) -> None:
+    images = {name: picture(2, 2) for name in ("test.png", "train.png", "u/test/a.png")}
+    expected = np.stack(list(images.values()))
+    assert_holds(data.load_path(fill(tmp_path, images)), expected)
+
+
+def test_a_tiff_file_in_colour_by_lzw(tmp_path: Path) -> None:
+    image = picture(6, 16, 3)
+    fill(tmp_path, {f"{i}.tif": encoded(image, "TIFF", compression="tiff_lzw") for i in range(3)})
+    assert_holds(data.load_path(tmp_path), np.stack([image] * 3))
 
 
 def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
@@ -605,6 +802,15 @@ def test_hidden_files_and_other_files_are_ignored(tmp_path: Path) -> None:
     [
         ("PNG", "png", Image.fromarray(np.eye(3) > 0), 255 * np.eye(3, dtype=np.uint8)),
         ("BMP", "bmp", Image.new("L", (3, 2), 7), np.full((2, 3), 7, np.uint8)),
+        # What has a 16 in its file is not of 16 bits.
+        ("BMP", "bmp", Image.new("L", (16, 2), 7), np.full((2, 16), 7, np.uint8)),
+        ("BMP", "bmp", Image.new("L", (160, 2), 7), np.full((2, 160), 7, np.uint8)),
+        (
+            "BMP",
+            "bmp",
+            Image.new("RGB", (53, 2), (7, 8, 9)),
+            np.full((2, 53, 3), [7, 8, 9], np.uint8),
+        ),
         ("PPM", "pgm", Image.new("L", (3, 2), 7), np.full((2, 3), 7, np.uint8)),
         (
             "PPM",
@@ -707,7 +913,7 @@ def test_objects_are_refused() -> None:
         ),
         (
             PARTS["train"],
-            PARTS["test"] / 255,
+            PARTS["test"] / 100,
             r"test has examples of float32 \(2, 3\), train of uint8 \(2, 3\)",
         ),
         # Of integers the values decide.
@@ -886,11 +1092,33 @@ REFUSED_FILES: dict[str, tuple[str, bytes, str]] = {
     ),
     "an underscore.csv": ("a.csv", b"a,b\n1,2\n1_000,3\n4,5\n", ".*'1_000'"),
     "other digits.csv": ("a.csv", "a,b\n1,2\n٣,3\n4,5\n".encode(), ".*'٣'"),
-    "hexadecimal.csv": ("a.csv", b"1,2\n0x10,3\n4,5\n", "line 2, column 1: '0x10' is not a number"),
+    "hexadecimal.csv": (
+        "a.csv",
+        b"1,2\n0x10,3\n4,5\n",
+        "line 2, column 1: '0x10' is not a number$",
+    ),
+    "two commas.csv": (
+        "a.csv",
+        b"a;b\n1,500,000;2\n3;4\n",
+        r"line 2, column 1 \('a'\): '1,500,000' is not a number$",
+    ),
+    "a decimal comma alone.csv": (
+        "a.csv",
+        b"1;2\n3; -4,25 \n",
+        "line 2, column 2: ' -4,25 ' is not a number: write a decimal point$",
+    ),
+    "numbers for names.csv": (
+        "a.csv",
+        b"0,1,2\n1,5,3\n4,5,6\n7,8,10\n",
+        "line 1 is 0, 1, …, 2, as pandas numbers columns without names: name them, or write no "
+        "header$",
+    ),
+    "numbers for names.tsv": ("a.tsv", b"0\t1\t2\t3\n1\t5\t3\t2\n", "line 1 is 0, 1, …, 3, as"),
+    "an index alone.csv": ("a.csv", b'""\n0\n1\n2\n', rf"shape \(3, 0\), {NO_SHAPE}"),
     "decimal commas.csv": (
         "a.csv",
         b"a;b\n1,5;2\n3,5;4\n",
-        r"line 2, column 1 \('a'\): '1,5' is not a number",
+        r"line 2, column 1 \('a'\): '1,5' is not a number: write a decimal point$",
     ),
     "NaN.csv": (
         "a.csv",
@@ -1052,6 +1280,8 @@ REFUSED_IMAGES: dict[str, tuple[str, bytes | np.ndarray, str]] = {
     "16 bits in PGM": ("z.pgm", b"P5 4 5 65535\n" + bytes(40), ": " + MODE.format("I;16")),
     "floats": ("z.tiff", picture(5, 4).astype(np.float32), ": " + MODE.format("F")),
     "text": ("deep/z.png", b"hello", ": not an image ("),
+    "PostScript": ("z.png", encoded(picture(5, 4, 3), "EPS"), ": not an image ("),
+    "GIF": ("z.png", encoded(picture(5, 4), "GIF"), ": not an image ("),
     "empty": ("z.JPG", b"", ": not an image ("),
     "a header cut": ("z.png", WHOLE[:20], ": not an image ("),
     "a bomb": (
@@ -1091,14 +1321,18 @@ REFUSED_KINDS = {
     "colour with a transparent value": encoded(picture(5, 4, 3), transparency=(1, 2, 3)),
     "16 bits in colour": png_of_header(4, 5, 16, 2, bytes(5 * 25)),
     "16 bits in colour, PPM": b"P6 4 5 65535\n" + bytes(120),
+    "16 bits in colour, TIFF": tiff_of_16_bits(4, 5),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED_KINDS)
 def test_transparency_and_16_bits_are_refused(tmp_path: Path, name: str) -> None:
-    suffix = "ppm" if "PPM" in name else "png"
+    suffix = {"PPM": "ppm", "TIFF": "tif"}.get(name.rpartition(", ")[2], "png")
     fill(tmp_path, {f"{i}.{suffix}": REFUSED_KINDS[name] for i in range(4)})
-    refusal(tmp_path)
+    mode = ".*;16" if "16 bits" in name else ".*A"
+    expected = "expected 8-bit grey or colour without transparency"
+    message = rf"{tmp_path / f'0.{suffix}'}: an image of mode '{mode}', {expected}"
+    assert re.fullmatch(message, refusal(tmp_path))
 
 
 CUT = {
@@ -1116,24 +1350,11 @@ def test_images_that_are_cut_are_refused(tmp_path: Path, name: str) -> None:
     file, content = CUT[name]
     fill(tmp_path, {f"{i}.png": picture(50, 40) for i in range(5)} | {file: content})
     message = re.escape(f"{tmp_path / file}: not a whole image (")
-    assert re.match(message, refusal(tmp_path))
-    # Of six, `hold_out` takes two; where the one that is cut is left, it is refused when read.
-    at_once = 0
-    for seed in range(6):
-        train, test = data.hold_out(6, 0.1, seed)
-        if 5 in test:
-            at_once += 1
-            assert re.match(message, refusal(tmp_path, split_seed=seed, stream_above=0))
-            continue
-        dataset = data.load_path(tmp_path, split_seed=seed, stream_above=0)
-        for i, number in enumerate(train):
-            if number == 5:
-                with pytest.raises(data.DataError, match=f"^{message}") as error:
-                    dataset.train[i]
-                assert "\n" not in str(error.value)
-            else:
-                assert dataset.train[i].shape == (50, 40)
-    assert 0 < at_once < 6
+    # In whichever part it is, streamed or not.
+    in_test = [5 in data.hold_out(6, 0.1, seed)[1] for seed in range(6)]
+    for seed in (in_test.index(True), in_test.index(False)):
+        for stream_above in (0, 10**6):
+            assert re.match(message, refusal(tmp_path, split_seed=seed, stream_above=stream_above))
 
 
 def test_folders_without_enough_images_are_refused(tmp_path: Path) -> None:
@@ -1197,6 +1418,60 @@ def test_names_with_other_delimiters(
     rows = "".join(f"{a}{delimiter}{b}\n" for a, b in TABLE[:, :2])
     (tmp_path / file).write_text(f"{header}\n{rows}")
     assert_holds(data.load_path(tmp_path / file), TABLE[:, :2].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("header", "delimiter", "names"),
+    [
+        ("a,b;c", ";", ["a,b", "c"]),
+        ("a;b\tc,d", "\t", ["a;b", "c,d"]),
+        ("a,b\tc", "\t", ["a,b", "c"]),
+    ],
+)
+def test_a_tab_is_preferred_to_a_semicolon_and_that_to_a_comma(
+    tmp_path: Path, header: str, delimiter: str, names: list[str]
+) -> None:
+    path = tmp_path / "a.csv"
+    rows = [delimiter.join(map(str, row)) for row in TABLE[:, :2]]
+    path.write_text("\n".join([header, *rows]))
+    assert_holds(data.load_path(path), TABLE[:, :2].astype(np.float32))
+    for i, name in enumerate(names):
+        constant = TABLE[:, :2].copy()
+        constant[:, i] = 7
+        rows = [delimiter.join(map(str, row)) for row in constant]
+        path.write_text("\n".join([header, *rows]))
+        assert refusal(path).startswith(f"{path}: column {i + 1} ({name!r}) is 7.0 in all 4 ")
+
+
+def test_an_index_without_a_name_is_dropped(tmp_path: Path) -> None:
+    """As pandas writes a table."""
+    expected = TABLE[:, :2].astype(np.float32)
+    rows = "".join(f"{i},{a},{b}\n" for i, (a, b) in enumerate(TABLE[:, :2]))
+    path = tmp_path / "a.csv"
+    path.write_text(f",x,y\n{rows}")
+    assert_holds(data.load_path(path), expected)
+    # The columns that stay keep their names.
+    path.write_text(",x,y\n" + "".join(f"{i},{a},7\n" for i, a in enumerate(TABLE[:, 0])))
+    assert refusal(path).startswith(f"{path}: column 2 ('y') is 7.0 in all 4 training rows")
+    # One with a name is a column, and so is one that does not count from 0.
+    counted = np.column_stack([np.arange(6), TABLE[:, :2]]).astype(np.float32)
+    path.write_text(f"i,x,y\n{rows}")
+    assert_holds(data.load_path(path), counted)
+    path.write_text(rows)
+    assert_holds(data.load_path(path), counted)
+    path.write_text(
+        ",x,y\n" + "".join(f"{i + 1},{a},{b}\n" for i, (a, b) in enumerate(TABLE[:, :2]))
+    )
+    assert_holds(data.load_path(path), counted + np.array([1, 0, 0], np.float32))
+
+
+def test_numbers_from_0_in_the_first_row_are_a_row_of_less_than_three(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("0,1\n5,7\n3,2\n9,4\n")
+    assert_holds(data.load_path(path), np.array([[0, 1], [5, 7], [3, 2], [9, 4]], np.float32))
+    path.write_text("0,1,3\n5,7,1\n3,2,2\n9,4,8\n")
+    expected = np.array([[0, 1, 3], [5, 7, 1], [3, 2, 2], [9, 4, 8]], np.float32)
+    assert_holds(data.load_path(path), expected)
 
 
 # Nothing is unpickled.
@@ -1421,7 +1696,7 @@ def test_a_large_folder_is_streamed(tmp_path: Path) -> None:
     assert streamed.train.nbytes == whole.train.nbytes == 16 * 3 * 4 * 3
     assert len(streamed.train) == 16
     assert streamed.data_shape == (3, 4, 3)
-    assert streamed.values == (0, 255)
+    assert streamed.values == (images[test].min(), images[test].max())
     assert streamed.train.paths == tuple(tmp_path / list(files)[i] for i in train)
     for i, number in enumerate(train):
         assert_same(streamed.train[i], images[number])
@@ -1510,16 +1785,32 @@ def test_the_hash_of_a_folder_is_of_names_and_bytes(tmp_path: Path) -> None:
     assert len(set(seen)) == 1 + len(changes)
 
 
-def test_the_hash_of_a_folder_is_not_of_its_split(tmp_path: Path) -> None:
+def test_the_hash_of_a_folder_is_of_its_parts(tmp_path: Path) -> None:
     fill(tmp_path, {f"{i}.png": picture(4, 4) for i in range(8)})
-    hashes = {
-        data.load_path(tmp_path, test_fraction=fraction, split_seed=seed).sha256
-        for fraction in (0.1, 0.5)
-        for seed in (0, 1)
-    }
-    assert len(hashes) == 1
+    splits = [(fraction, seed) for fraction in (0.1, 0.5) for seed in (0, 1)]
+
+    def sha256(path: Path, stream_above: int) -> list[str]:
+        return [
+            data.load_path(
+                path, test_fraction=fraction, split_seed=seed, stream_above=stream_above
+            ).sha256
+            for fraction, seed in splits
+        ]
+
+    hashes = sha256(tmp_path, 10**6)
+    assert len(set(hashes)) == len(splits)
+    assert sha256(tmp_path, 0) == hashes
     other = tmp_path.rename(tmp_path.with_name("other"))
-    assert {data.load_path(other).sha256} == hashes
+    assert sha256(other, 10**6) == hashes
+    # Nor is an image in one part the same in another.
+    moves = [f"{part}/{i}.png" for i, part in enumerate(["train"] * 4 + ["test"] * 4)]
+    images = {name: picture(4, 4) for name in moves}
+    parts = [images, {name.replace("train", "valid", 1): i for name, i in images.items()}]
+    parts[1]["train/9.png"] = picture(4, 4)
+    first, second = (
+        data.load_path(fill(other / str(i), named)).sha256 for i, named in enumerate(parts)
+    )
+    assert first != second
 
 
 def test_swapped_contents_change_the_hash(tmp_path: Path) -> None:

@@ -15,6 +15,11 @@ from jvae import plotting
         ((28, 20, 1), True),
         ((32, 32, 3), True),
         ((1, 1), True),
+        ((8, 1), True),
+        ((3, 24, 1), True),
+        ((9, 1), False),
+        ((3, 25), False),
+        ((100, 3), False),  # a hundred measurements of three quantities
         ((784,), False),
         ((), False),
         ((32, 32, 2), False),
@@ -23,7 +28,9 @@ from jvae import plotting
         ((2, 8, 8, 3), False),
     ],
 )
-def test_images_have_one_or_three_channels(data_shape: tuple[int, ...], expected: bool) -> None:
+def test_images_have_one_or_three_channels_and_are_no_strips(
+    data_shape: tuple[int, ...], expected: bool
+) -> None:
     assert plotting.is_image(data_shape) == expected
 
 
@@ -48,6 +55,21 @@ def test_a_grid_of_images_with_channels(channels: int) -> None:
         for column in range(3):
             cell = drawn[4 * row : 4 * row + 4, 5 * column : 5 * column + 5]
             np.testing.assert_array_equal(cell.reshape(4, 5, channels), images[row, column])
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((256, 4), 1), ((4, 256), 1), ((257, 4), 2), ((4, 513, 3), 3), ((600, 300, 1), 3)],
+)
+def test_a_grid_shows_every_so_many_pixels_of_large_images(
+    shape: tuple[int, ...], stride: int
+) -> None:
+    images = np.random.default_rng(0).uniform(size=(1, 2, *shape))
+    (axes,) = plotting.image_grid(images, title="two images").axes
+    drawn = np.asarray(axes.images[0].get_array())
+    left, right = (np.squeeze(image[::stride, ::stride]) for image in images[0])
+    np.testing.assert_array_equal(drawn, np.concatenate([left, right], axis=1))
+    assert max(left.shape[:2]) <= plotting.MAX_SIDE
 
 
 def test_a_grid_shows_what_is_outside_the_range_as_its_ends(

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,13 @@ def test_create_takes_an_empty_folder(tmp_path: Path) -> None:
     assert run_folder.read_settings(tmp_path) == {"seed": 0}
 
 
+def test_a_long_name_is_cut() -> None:
+    """So that the folder's is one that a file system takes."""
+    folder = run_folder.default_path("é" * 300)
+    assert folder.parent == Path("runs")
+    assert re.fullmatch(r"é{60}-\d{8}-\d{6}", folder.name)
+
+
 @pytest.mark.parametrize("content", [None, "", "{", "[]"])
 def test_settings_that_are_none(tmp_path: Path, content: str | None) -> None:
     if content is not None:
@@ -54,6 +62,8 @@ def test_settings_that_are_none(tmp_path: Path, content: str | None) -> None:
         (None, r"holds no finished run: no result\.json"),
         ("{", r"result\.json cannot be read"),
         ("[]", r"result\.json holds no settings or results of a run"),
+        ('{"test_elbo": -1.0}', r"result\.json has no protocol"),
+        ('{"protocol": "dynamic"}', r"result\.json has no protocol"),
     ],
 )
 def test_results_that_are_none(tmp_path: Path, content: str | None, message: str) -> None:

@@ -155,6 +155,22 @@ def test_a_file_that_broke_since_it_was_looked_at_is_named(folder: Path) -> None
             ValueError,
             "batch_size 9 cannot be shared by 2 processes",
         ),
+        (
+            {"batch_size": BATCH, "process_index": 2, "process_count": 2},
+            ValueError,
+            "no step 0 of process 2 among 2",
+        ),
+        (
+            {"batch_size": BATCH, "process_index": -1, "process_count": 2},
+            ValueError,
+            "no step 0 of process -1 among 2",
+        ),
+        (
+            {"batch_size": BATCH, "process_index": 0, "process_count": 0},
+            ValueError,
+            "no step 0 of process 0 among 0",
+        ),
+        ({"batch_size": BATCH, "step": -1}, ValueError, "no step -1 of process 0 among 1"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import math
+import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ import pytest
 from PIL import Image
 
 import jvae
-from jvae import binarisation, checkpoint, data, training
+from jvae import binarisation, checkpoint, data, plotting, training
 from jvae.experiments import command_line, compare, job, mnist, run_folder, train
 from jvae.experiments import config as common
 from jvae.experiments.config import ConfigError
@@ -48,6 +51,14 @@ def _quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command sets its own handler of SIGTERM, and then its process ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -156,14 +167,19 @@ def test_a_run_on_data_of_every_kind(kind: str, tmp_path: Path) -> None:
             "likelihood": likelihood,
             "binarisation": protocol,
             "binarisation_meaning": binarisation.BINARISATIONS[protocol].description,
+            "evaluated_on": "the whole test set",
             "units": "nats per image" if is_pixels else "nats per example",
         }.items()
     )
     assert dataset.data_shape == data_shape
     assert settings["data"] == str(path)
+    rows, tests = (part.reshape(len(part), -1) for part in (dataset.train, dataset.test))
+    repeated = (rows[None] == tests[:, None]).all(axis=2).any(axis=1).sum()
+    assert (repeated > 0) == (kind == "binary table")  # 64 rows of six bits there are
     for record in (settings, result):
         assert record["dataset_source"] == f"{dataset.source}"
         assert "fallback" not in record
+        assert record["test_examples_also_in_train"] == repeated
     assert (result["epochs"], result["steps"], result["seed"]) == (2, 2 * STEPS, 0)
     assert "K = 5" in result["test_nll_estimator"]
     assert {path.stem for path in (folder / "figures").iterdir()} == figures
@@ -174,6 +190,15 @@ def test_a_run_on_data_of_every_kind(kind: str, tmp_path: Path) -> None:
     standardised = kind == "table"
     assert ("test_nll_of_the_data_as_given" in result) == standardised
     assert ("standardisation" in result["protocol"]) == standardised
+    assert ("columns_of_few_values" in result["protocol"]) == standardised
+    # A density of (image + u) / 256 bounds the probability of the image, less log 256 a pixel.
+    bits = {"test_bits_per_dimension_at_most"} & result.keys()
+    assert bool(bits) == (protocol == "dequantised")
+    if bits:
+        nats_of_the_image = result["test_nll"] + math.prod(data_shape) * math.log(256)
+        assert result["test_bits_per_dimension_at_most"] == pytest.approx(
+            nats_of_the_image / math.log(2) / math.prod(data_shape), rel=1e-12
+        )
     assert not {path.name for path in folder.iterdir()} & {"failure.json", run_folder.UNFINISHED}
 
 
@@ -212,6 +237,107 @@ def test_the_split_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     assert [(p["num_train"], p["num_test"]) for p in protocols] == [(36, 4), (30, 10), (36, 4)]
     assert len({p["dataset_sha256"] for p in protocols}) == 3
+    assert len({p["test_x_sha256"] for p in protocols}) == 3
+
+
+# What makes results comparable.
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run` gives what its files are to say before a step is taken."""
+    monkeypatch.setattr(job, "run", lambda job, *, console: job.settings())
+
+
+@pytest.mark.usefixtures("no_training")
+def test_the_test_data_of_a_run_is_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_pngs(tmp_path / "mine", pixels(6, 5))
+    first = run(path, tmp_path / "run")
+    dataset = data.load_path(path)
+    key = jax.random.split(binarisation.fixed_draw_key())[1]
+    x = np.asarray(binarisation.bernoulli(jnp.asarray(dataset.test), key))
+    assert first["protocol"]["test_x_sha256"] == data.content_sha256(x)
+    same = run(path, tmp_path / "run", seed=1, stream_above=0.0, hidden=(3,))
+    compare.check_comparable({"a": first, "b": same})
+
+    def differing(**others: dict[str, Any]) -> str:
+        with pytest.raises(RunFolderError) as error:
+            compare.check_comparable({"a": first, **others})
+        return str(error.value)
+
+    # Another split: the numbers of examples are the same, the examples are not.
+    split = run(path, tmp_path / "run", split_seed=1)
+    hashes = [
+        f'{name} is "{first["protocol"][name]}" and "{split["protocol"][name]}"'
+        for name in ("dataset_sha256", "test_x_sha256")
+    ]
+    assert differing(b=split) == f"a and b do not compare: {'; '.join(hashes)}"
+    # Another draw of the same images.
+    monkeypatch.setattr(binarisation, "fixed_draw_key", lambda: jax.random.key(5))
+    drawn = run(path, tmp_path / "run")
+    assert differing(b=same, c=drawn) == (
+        f'a and c do not compare: test_x_sha256 is "{first["protocol"]["test_x_sha256"]}" and '
+        f'"{drawn["protocol"]["test_x_sha256"]}"'
+    )
+
+
+@pytest.mark.usefixtures("no_training")
+def test_test_examples_that_were_trained_on_are_counted_and_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, test = table(), table()[:5]
+    test[[1, 3]] += 1
+    np.savez(tmp_path / "mine.npz", train=train, test=test)
+    settings = run(tmp_path / "mine.npz", tmp_path / "run")
+    assert settings["test_examples_also_in_train"] == 3
+    assert (
+        "WARNING: 3 of 5 test examples are in the training part too: results on them say nothing "
+        "of new data.\n"
+    ) in capsys.readouterr().out
+    # Files that are streamed are not looked through.
+    same = save_pngs(tmp_path / "same", np.repeat(pixels(6, 5)[:1], NUM, axis=0))
+    assert run(same, tmp_path / "run")["test_examples_also_in_train"] == 4
+    assert "WARNING: 4 of 4" in capsys.readouterr().out
+    assert run(same, tmp_path / "run", stream_above=0.0)["test_examples_also_in_train"] is None
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_training")
+def test_columns_of_few_values_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most half of the values are distinct: of twelve, six, and not seven."""
+    columns = [np.arange(12) % 6, np.arange(12) % 7, np.arange(12), np.arange(12) % 2]
+    np.savez(tmp_path / "mine.npz", train=np.stack(columns, axis=1), test=table()[:4])
+    protocol = run(tmp_path / "mine.npz", tmp_path / "run")["protocol"]
+    assert protocol["columns_of_few_values"] == [1, 4]
+    assert (
+        "WARNING: few values, often repeated, in columns [1, 4]: a Gaussian density can be driven "
+        "without bound there, and its nats bound no probability.\n"
+    ) in capsys.readouterr().out
+    continuous = run(save_csv(tmp_path / "table", table()), tmp_path / "run")
+    assert continuous["protocol"]["columns_of_few_values"] == []
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_result(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoFigureError(Exception):
+        pass
+
+    def fail(*args: object, **how: object) -> None:
+        raise NoFigureError
+
+    folder = tmp_path / "run"
+    monkeypatch.setattr(plotting, "image_grid", fail)
+    with pytest.raises(NoFigureError):
+        run(grey, folder, epochs=1)
+    result = run_folder.read_result(folder)
+    assert result["test_elbo"] == metrics(folder)[-1]["test_elbo"]
+    assert math.isfinite(result["test_nll"])
+    assert (folder / "model.safetensors").exists()
+    assert list((folder / "figures").iterdir()) == []
 
 
 # A table in its own units.
@@ -412,12 +538,15 @@ def test_data_that_does_not_fit_is_refused_before_a_folder_is_made(
         ({"test_fraction": 1.0}, r"--test-fraction must be between 0 and 1, got 1\.0"),
         ({"split_seed": -1}, "--split-seed must be at least 0, got -1"),
         ({"stream_above": -0.5}, r"--stream-above must be at least 0, got -0\.5"),
+        ({"stream_above": math.inf}, "--stream-above must be at least 0, got inf"),
+        ({"stream_above": math.nan}, "--stream-above must be at least 0, got nan"),
+        ({"data": ""}, "--data must be a name or a path, got $"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        train.Config(data="mine", **changes)
+        train.Config(**({"data": "mine"} | changes))
 
 
 # Streamed runs.
@@ -925,9 +1054,36 @@ def test_what_is_no_refusal_keeps_its_traceback() -> None:
     command_line.run(lambda: None)
 
 
+def test_sigterm_before_training_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load_path(*args: object, **how: object) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            (Path(folder) / "half").write_text("")
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("went on")
+
+    monkeypatch.setattr(data, "load_path", load_path)
+    assert end_of(f"train --data mine.npy --out {tmp_path}/run", monkeypatch) == 143
+    assert capsys.readouterr() == ("", "Terminated before training.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    """As of `jvae train --help | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = "from jvae.experiments import command_line; command_line.main()"
+    with open(writer, "wb") as stdout:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "train", "--help"], stdout=stdout, stderr=subprocess.PIPE
+        )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def end_of(flags: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(sys, "argv", ["jvae", *flags.split()])
+    monkeypatch.setattr(sys, "argv", ["jvae", *shlex.split(flags)])
     with pytest.raises(SystemExit) as exit_:
         command_line.main()
     return exit_.value.code
@@ -939,7 +1095,15 @@ def end_of(flags: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("", "train"),
         ("train", "--data"),
         ("train --data nowhere.csv", "error: nowhere.csv does not exist"),
-        ("train --data nowhere", "error: nowhere does not exist"),
+        ("train --data ./nowhere", "error: nowhere does not exist"),
+        ("train --data nowhere/", "error: nowhere does not exist"),
+        (
+            "train --data minst",
+            f"error: unknown dataset 'minst': expected one of {', '.join(data.NAMES)}, or a path "
+            "(with a separator: ./data)\n",
+        ),
+        ("train --data ''", "error: --data must be a name or a path, got \n"),
+        ("train --data . --stream-above inf", "error: --stream-above must be at least 0, got inf"),
         ("train --data . --epochs 0", "error: --epochs must be at least 1, got 0"),
         ("train --data . --test-fraction 2", "error: --test-fraction must be between 0 and 1"),
         ("train --data . --out nowhere --resume", "no images"),

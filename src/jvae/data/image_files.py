@@ -163,7 +163,7 @@ def _has_16_bits(image: Any) -> bool:
     """Whether Pillow, which has no mode for it, would cut 16 bits a channel to 8."""
     for decoder, _, _, args in image.tile:
         raw_mode = args[0] if isinstance(args, tuple) else args
-        if "16" in str(raw_mode) or (image.format == "PPM" and decoder == "ppm"):
+        if "16" in str(raw_mode) or (decoder == "ppm" and args[-1] > 255):
             return True
     return False
 

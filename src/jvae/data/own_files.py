@@ -146,6 +146,9 @@ def _from_parts(
         for part in ("train", "valid", "test")
         if part in parts
     }
+    if all(part.dtype == np.uint8 and part.max() <= 1 for part in examples.values()):
+        # Pixels of 0 and 1 are black and white, not two shades of black.
+        examples = {part: array * np.uint8(255) for part, array in examples.items()}
     shape, dtype = examples["train"].shape[1:], examples["train"].dtype
     for part, array in examples.items():
         if array.shape[1:] != shape or array.dtype != dtype:
@@ -185,11 +188,11 @@ def _from_parts(
     )
 
 
-def _is_8_bit(array: np.ndarray, atol: float = 0.0) -> bool:
+def _is_8_bit(array: np.ndarray) -> bool:
     """Whether all are whole numbers from 0 to 255."""
-    if not (array.min() >= 0 and array.max() <= 255 + atol):  # false with a NaN
+    if not (array.min() >= 0 and array.max() <= 255):  # false with a NaN
         return False
-    return array.dtype.kind in "iu" or bool((abs(array - np.round(array)) <= atol).all())
+    return array.dtype.kind in "iu" or bool((array == np.round(array)).all())
 
 
 def _is_binary(array: np.ndarray) -> np.ndarray:
@@ -202,14 +205,13 @@ def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]
         raise DataError(f"{where}: values of type {array.dtype}, expected numbers")
     if array.ndim < 2 or array.size == 0:
         raise DataError(f"{where}: shape {array.shape}, expected (num, *data_shape)")
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8) * np.uint8(255)
-    if array.dtype == np.uint8 or (array.ndim > 2 and _is_8_bit(array)):
-        pixels = np.ascontiguousarray(array, np.uint8)
-        # Pixels of 0 and 1 are black and white, not two shades of black.
-        return pixels * np.uint8(255) if pixels.max() <= 1 else pixels
-    if array.ndim > 2 and _is_8_bit(255 * array, atol=1e-4) and not _is_binary(array).all():
-        return np.round(255 * array).astype(np.uint8)
+    if array.dtype in (np.uint8, np.bool_) or (array.ndim > 2 and _is_8_bit(array)):
+        return np.ascontiguousarray(array, np.uint8)
+    in_unit = array.dtype.kind == "f" and array.min() >= 0 and array.max() < 1 + 1e-6
+    if array.ndim > 2 and in_unit and not _is_binary(array).all():
+        pixels = np.round(255 * array)
+        if (abs(255 * array - pixels) <= 1e-4).all():
+            return pixels.astype(np.uint8)
     with np.errstate(over="ignore"):  # beyond float32: refused below, as an infinity
         converted = array.astype(np.float32)
     inside, expected = np.isfinite(converted), "finite numbers"
@@ -225,7 +227,8 @@ def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]
             f"{array[index]}: expected {expected}"
         )
     lost = abs(converted - array).max(axis=0) > 1e-3 * array.std(axis=0, dtype=np.float64)
-    if array.dtype != np.float32 and (lost & (array != array[0]).any(axis=0)).any():
+    lost &= (array != array[:1]).any(axis=0)
+    if lost.any():
         first = np.unravel_index(np.argmax(lost), lost.shape)
         name = f" ({columns[int(first[0])]!r})" if columns else ""
         raise DataError(

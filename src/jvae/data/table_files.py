@@ -48,6 +48,8 @@ def _read_text(path: Path) -> tuple[list[str], np.ndarray]:
                 next(filter(None, csv.reader(file, delimiter=delimiter)))
             with warnings.catch_warnings(action="ignore"):  # no rows: refused below
                 table = np.loadtxt(file, delimiter=delimiter, comments=None, quotechar='"', ndmin=2)
+    except DataError:
+        raise
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not a text in UTF-8 ({error})") from error
     except csv.Error as error:
