@@ -1,4 +1,7 @@
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,29 @@ def test_metrics_rewind_to_a_step_and_forget_a_cut_line(tmp_path: Path) -> None:
     assert [record["step"] for record in run_folder.read_metrics(tmp_path)] == [10, 20, 30]
     assert run_folder.rewind_metrics(tmp_path, 20) == [{"step": 10}, {"step": 20}]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 10}\n{"step": 20}\n'
+
+
+def test_one_process_at_a_time_is_in_a_folder(tmp_path: Path) -> None:
+    message = f"another process is at work in {re.escape(str(tmp_path))}: wait, or end it"
+    with (
+        run_folder.lock(tmp_path),
+        pytest.raises(run_folder.RunFolderError, match=message),
+        run_folder.lock(tmp_path),
+    ):
+        pytest.fail("let in")
+    with run_folder.lock(tmp_path):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_free_once_its_process_was_killed(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from jvae.experiments import run_folder
+with run_folder.lock(Path({str(tmp_path)!r})):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with run_folder.lock(tmp_path):
+        pass

@@ -1025,6 +1025,7 @@ def non_finite() -> training.NonFiniteError:
         (RunFolderError("run exists"), 2, "error: run exists\n"),
         (checkpoint.CheckpointError("of another model"), 2, "error: of another model\n"),
         (FloatingPointError("the ELBO is nan"), 1, "error: the ELBO is nan\n"),
+        (OSError(28, "No space left on device"), 1, "error: [Errno 28] No space left on device\n"),
         (ImportError("pip install 'jvae[data]'"), 1, "error: pip install 'jvae[data]'\n"),
         (
             non_finite(),
