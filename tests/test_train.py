@@ -293,8 +293,8 @@ def test_test_examples_that_were_trained_on_are_counted_and_told(
     settings = run(tmp_path / "mine.npz", tmp_path / "run")
     assert settings["test_examples_also_in_train"] == 3
     assert (
-        "WARNING: 3 of 5 test examples are in the training part too: results on them say nothing "
-        "of new data.\n"
+        "WARNING: 3 of 5 test examples are in the training part too: where they are copies, "
+        "results on them say nothing of new data.\n"
     ) in capsys.readouterr().out
     # Files that are streamed are not looked through.
     same = save_pngs(tmp_path / "same", np.repeat(pixels(6, 5)[:1], NUM, axis=0))

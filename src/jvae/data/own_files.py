@@ -219,21 +219,18 @@ def _examples(array: np.ndarray, where: str, wish: _Wish, columns: Sequence[str]
         inside = _is_binary(array)
         expected = "0 or 1 under a bernoulli likelihood, or 8-bit pixels to be binarised"
     if not inside.all():
-        index = np.unravel_index(np.argmin(inside), array.shape)
-        row, *rest = (int(i) for i in index)
-        column = f" ({columns[rest[0]]!r})" if columns else ""
+        row, *column = index = np.unravel_index(np.argmin(inside), array.shape)
         raise DataError(
-            f"{where}: row {row + 1}, column {', '.join(str(i + 1) for i in rest)}{column} is "
-            f"{array[index]}: expected {expected}"
+            f"{where}: row {row + 1}, {_column(column, columns)} is {array[index]}: expected "
+            f"{expected}"
         )
     lost = abs(converted - array).max(axis=0) > 1e-3 * array.std(axis=0, dtype=np.float64)
     lost &= (array != array[:1]).any(axis=0)
     if lost.any():
-        first = np.unravel_index(np.argmax(lost), lost.shape)
-        name = f" ({columns[int(first[0])]!r})" if columns else ""
+        index = np.unravel_index(np.argmax(lost), lost.shape)
         raise DataError(
-            f"{where}: column {', '.join(str(int(i) + 1) for i in first)}{name} has values near "
-            f"{array[(0, *first)]} that differ by less than float32 keeps: subtract a constant"
+            f"{where}: {_column(index, columns)} has values near {array[(0, *index)]} that differ "
+            "by less than float32 keeps: subtract a constant"
         )
     return converted
 
@@ -252,12 +249,17 @@ def check_varied(train: np.ndarray, where: str, columns: Sequence[str] = ()) -> 
     constant = (train == train[:1]).all(axis=0)
     if constant.any():
         index = np.unravel_index(np.argmax(constant), constant.shape)
-        name = f" ({columns[int(index[0])]!r})" if columns else ""
         raise DataError(
-            f"{where}: column {', '.join(str(int(i) + 1) for i in index)}{name} is "
-            f"{train[(0, *index)]} in all {len(train)} training rows: its density is unbounded "
-            "under a Gaussian; leave it out, or give 8-bit pixels, which are dequantised"
+            f"{where}: {_column(index, columns)} is {train[(0, *index)]} in all {len(train)} "
+            "training rows: its density is unbounded under a Gaussian; leave it out, or give 8-bit "
+            "pixels, which are dequantised"
         )
+
+
+def _column(index: Sequence[Any], columns: Sequence[str]) -> str:
+    """The words for a column, counted from 1, with its name where it has one."""
+    name = f" ({columns[int(index[0])]!r})" if columns else ""
+    return f"column {', '.join(str(int(i) + 1) for i in index)}{name}"
 
 
 def _load_folder(folder: Path, wish: _Wish, stream_above: int) -> Dataset:

@@ -115,7 +115,7 @@ def train_on(
     if repeated:
         console.print(
             f"[bold yellow]WARNING: {repeated} of {len(dataset.test)} test examples are in the "
-            "training part too: results on them say nothing of new data.[/]",
+            "training part too: where they are copies, results on them say nothing of new data.[/]",
             soft_wrap=True,
         )
     x = (_pixels if is_pixels else _numbers)(dataset, config, streamed=streamed)
