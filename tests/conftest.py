@@ -1,5 +1,6 @@
 """Strictness for every test, and the fixtures that several files share."""
 
+import signal
 from collections.abc import Iterator
 
 import jax
@@ -23,6 +24,14 @@ def _nothing_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("datasets")))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_they_were() -> Iterator[None]:
+    """A command sets its own handler of SIGTERM, and then its process ends."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

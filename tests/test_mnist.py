@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import assert_same_state, last_state, metrics
 
 import jvae
-from jvae import binarisation, checkpoint, networks, training
+from jvae import binarisation, networks, training
 from jvae.data.catalogue import SOURCES
 from jvae.experiments import job, mnist, run_folder
 from jvae.experiments.config import BOUNDS
@@ -31,37 +31,8 @@ SMALL = mnist.Config(
 )
 
 
-@pytest.fixture(autouse=True)
-def _signals_as_they_were() -> Iterator[None]:
-    """A command sets its own handler of SIGTERM, and then its process ends."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 def run_into(folder: Path, config: mnist.Config = SMALL, **changes: Any) -> dict[str, Any]:
     return mnist.run(dataclasses.replace(config, out=folder, **changes))
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines without their timings."""
-    return [
-        {name: value for name, value in record.items() if name != "images_per_second"}
-        for record in run_folder.read_metrics(folder)
-    ]
-
-
-def last_state(folder: Path, config: mnist.Config = SMALL) -> training.TrainState:
-    model = jvae.VAE.mlp(hidden=config.hidden, latent_dim=config.latent_dim)
-    optimizer = training.make_optimizer(config.optimizer, config.learning_rate)
-    like = training.init(jvae.init(model, jax.random.key(9)), optimizer, jax.random.key(9))
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoint.restore_latest(checkpoints, like)
-
-
-def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
-    a, b = (state._replace(key=jax.random.key_data(state.key)) for state in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +89,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) 
     run_into(folder, epochs=2)
     run_into(folder, resume=True)
     assert metrics(folder) == metrics(whole)
-    assert_same_state(last_state(folder), last_state(whole))
+    assert_same_state(last_state(folder, (28, 28), SMALL), last_state(whole, (28, 28), SMALL))
     timings = ("images_per_second", "command")
     ours, theirs = (
         {k: v for k, v in json.loads((f / "result.json").read_text()).items() if k not in timings}
@@ -223,7 +194,7 @@ def test_a_signal_saves_and_says_how_to_resume(
         _, stderr = process.communicate(timeout=120)
     assert process.returncode == code, stderr
     assert f"--resume --out {folder}" in stderr
-    saved = last_state(folder, dataclasses.replace(SMALL, latent_dim=20))
+    saved = last_state(folder, (28, 28), dataclasses.replace(SMALL, latent_dim=20))
     assert int(saved.step) == metrics(folder)[-1]["step"]
 
 
@@ -275,7 +246,7 @@ def test_a_bound_that_is_not_finite_ends_the_run(
     assert f"step {failure['step']}" in capsys.readouterr().err
     assert not (folder / "result.json").exists()
     config = dataclasses.replace(SMALL, latent_dim=20, optimizer="sgd")
-    good = last_state(folder, config)
+    good = last_state(folder, (28, 28), config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(good.params))
     # From there another learning rate goes on, and the failure is history.
     resumed = run_into(

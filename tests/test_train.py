@@ -20,6 +20,7 @@ import linear_gaussian
 import numpy as np
 import pytest
 from PIL import Image
+from runs import assert_same_state, last_state, metrics
 
 import jvae
 from jvae import binarisation, checkpoint, data, plotting, training
@@ -51,14 +52,6 @@ def _quick_compilation() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_they_were() -> Iterator[None]:
-    """A command sets its own handler of SIGTERM, and then its process ends."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
@@ -552,33 +545,13 @@ def test_settings_that_cannot_be_are_refused(changes: dict[str, Any], message: s
 # Streamed runs.
 
 
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines without their timings."""
-    return [
-        {name: value for name, value in record.items() if name != "images_per_second"}
-        for record in run_folder.read_metrics(folder)
-    ]
-
-
-def last_state(folder: Path) -> training.TrainState:
-    model = jvae.VAE.mlp((6, 5), 2, hidden=(8,))
-    optimizer = training.make_optimizer("adam", 1e-3)
-    like = training.init(jvae.init(model, jax.random.key(9)), optimizer, jax.random.key(9))
-    with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
-        return checkpoint.restore_latest(checkpoints, like)
-
-
-def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
-    a, b = (state._replace(key=jax.random.key_data(state.key)) for state in (a, b))
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.fixture(scope="module")
 def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_npy(tmp_path_factory.mktemp("data") / "mine", pixels(6, 5))
 
 
 STREAMED = {"stream_above": 0.0, "epochs": 3}
+MODEL = common.Config(hidden=TINY["hidden"], latent_dim=TINY["latent_dim"])
 
 
 @pytest.fixture(scope="module")
@@ -594,7 +567,7 @@ def test_a_streamed_run_is_a_run(whole: Path, capsys: pytest.CaptureFixture[str]
     assert [record["examples"] for record in metrics(whole)] == [36, 72, 108]
     assert {path.stem for path in (whole / "figures").iterdir()} == IMAGE_FIGURES
     assert not (whole / run_folder.UNFINISHED).exists()
-    assert last_state(whole).step == 18
+    assert last_state(whole, (6, 5), MODEL).step == 18
 
 
 @pytest.mark.usefixtures("no_figures")
@@ -656,7 +629,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_as_if_it_never_was(
             ) as caught:
                 run(grey, folder, **STREAMED, resume=i > 0)
         assert caught.value.exit_code == 128 + signal.SIGTERM
-        assert last_state(folder).step == done
+        assert last_state(folder, (6, 5), MODEL).step == done
         assert [record["epoch"] for record in metrics(folder)] == [*range(1, done // STEPS + 1)]
         assert not (folder / "result.json").exists()
         if done % STEPS:
@@ -665,7 +638,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_as_if_it_never_was(
             assert len(kept["bounds"]) == done % STEPS
     run(grey, folder, **STREAMED, resume=True)
     assert metrics(folder) == metrics(whole)
-    assert_same_state(last_state(folder), last_state(whole))
+    assert_same_state(last_state(folder, (6, 5), MODEL), last_state(whole, (6, 5), MODEL))
     assert not (folder / run_folder.UNFINISHED).exists()
     timings = ("images_per_second", "command")
     ours, theirs = (
@@ -701,7 +674,7 @@ def test_a_run_killed_after_it_was_interrupted_goes_back_to_what_was_saved(
     assert [record["step"] for record in metrics(folder)] == [6]
     run(grey, folder, **STREAMED, resume=True)
     assert metrics(folder) == metrics(whole)
-    assert_same_state(last_state(folder), last_state(whole))
+    assert_same_state(last_state(folder, (6, 5), MODEL), last_state(whole, (6, 5), MODEL))
 
 
 @pytest.mark.usefixtures("no_figures")

@@ -218,6 +218,18 @@ def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epo
     return epoch
 
 
+def steps_per_epoch(num: int, batch_size: int) -> int:
+    """Whole batches in `num` examples.
+
+    Raises:
+      TypeError: `batch_size` is no int.
+      ValueError: it is below 1 or above `num`.
+    """
+    if check_count("batch_size", batch_size) > num:
+        raise ValueError(f"batch_size must be at most the {num} examples given, got {batch_size}")
+    return num // batch_size
+
+
 def shuffled_batches(
     key: PRNGKeyArray, num: int, batch_size: int
 ) -> Int[np.ndarray, "steps batch"]:
@@ -228,9 +240,7 @@ def shuffled_batches(
     Raises:
       ValueError: fewer examples than one batch.
     """
-    steps = num // batch_size
-    if steps == 0:
-        raise ValueError(f"batch_size must be at most the {num} examples given, got {batch_size}")
+    steps = steps_per_epoch(num, batch_size)
     generator = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     order = generator.permutation(num)[: steps * batch_size]
     return order.reshape(steps, batch_size).astype(np.int32)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-# Up to so many bytes, the training examples are compared with the test examples: 2 s.
+# Up to so many bytes, the training examples are compared with the test examples.
 MAX_COMPARED_BYTES = 1 << 30
 
 

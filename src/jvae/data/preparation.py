@@ -26,7 +26,7 @@ from jvae.data.catalogue import SPLITS, Source, Split
 from jvae.data.dataset import DataError, Dataset, content_sha256
 
 CACHE = "jvae"
-# A cache is checked against its hash at every start up to this size: 0.7 s.
+# A cache is checked against its hashes at every start up to this size.
 MAX_CHECKED_BYTES = 1 << 30
 
 _DAY = 24 * 3600

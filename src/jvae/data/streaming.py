@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvae.checks import check_count
 from jvae.data.dataset import Examples
+from jvae.training import steps_per_epoch
 
 # Batches read ahead: enough to hide the disk, few enough for a small memory.
 READ_AHEAD = 4
@@ -67,15 +67,3 @@ def batches(
     epoch, first = divmod(step, steps)
     rest = batched.repeat()[epoch * steps + first : (epoch + 1) * steps]
     return iter(rest.to_iter_dataset(options))
-
-
-def steps_per_epoch(num: int, batch_size: int) -> int:
-    """Whole batches in `num` examples.
-
-    Raises:
-      TypeError: `batch_size` is no int.
-      ValueError: it is below 1 or above `num`.
-    """
-    if check_count("batch_size", batch_size) > num:
-        raise ValueError(f"batch_size must be at most the {num} examples given, got {batch_size}")
-    return num // batch_size

@@ -77,7 +77,7 @@ class Job:
     @property
     def steps_per_epoch(self) -> int:
         """Batches in a pass over the training set."""
-        return len(self.train) // self.config.batch_size
+        return training.steps_per_epoch(len(self.train), self.config.batch_size)
 
     @property
     def learning_rate(self) -> optax.ScalarOrSchedule:
