@@ -1043,14 +1043,18 @@ def test_sigterm_before_training_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_has_enough_is_no_error() -> None:
-    """As of `jvae train --help | head -1`."""
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_enough_is_no_error(unbuffered: str) -> None:
+    """As of `jvae train --help | head -1`: met while printing, or only when what is left is flushed."""
     reader, writer = os.pipe()
     os.close(reader)
     code = "from jvae.experiments import command_line; command_line.main()"
     with open(writer, "wb") as stdout:
         done = subprocess.run(
-            [sys.executable, "-c", code, "train", "--help"], stdout=stdout, stderr=subprocess.PIPE
+            [sys.executable, "-c", code, "train", "--help"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         )
     assert (done.returncode, done.stderr) == (0, b"")
 

@@ -27,8 +27,10 @@ def run(command: Callable[[], object]) -> None:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         compilation_cache.enable()
-        command()
-        sys.stdout.flush()
+        try:
+            command()
+        finally:  # `--help` too ends in a SystemExit: a closed pipe is met here, not at exit
+            sys.stdout.flush()
     except REFUSALS as error:
         _end(f"error: {error}", 2)
     except (FloatingPointError, ImportError) as error:
