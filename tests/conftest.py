@@ -7,6 +7,8 @@ import jax
 import jaxtyping
 import pytest
 
+# For what is spread over devices; everything else runs on the first.
+jax.config.update("jax_num_cpu_devices", 8)
 # The silent (Z,) * (K, Z) broadcast is the classic bug of a VAE.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Before anything imports jvae: its annotations are then checked at every call.

@@ -24,7 +24,7 @@ from runs import assert_same_state, last_state, metrics
 
 import jvae
 from jvae import binarisation, checkpoint, data, plotting, training
-from jvae.experiments import command_line, compare, job, mnist, run_folder, train
+from jvae.experiments import command_line, compare, loop, mnist, run_folder, train
 from jvae.experiments import config as common
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
@@ -207,7 +207,7 @@ def test_a_dataset_by_name(tmp_path: Path) -> None:
 
 def test_the_run_is_named_after_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job, "run", lambda job, *, console: {"folder": job.folder})
+    monkeypatch.setattr(loop, "run", lambda job, *, console: {"folder": job.folder})
     (tmp_path / "mine").mkdir()
     save_npy(tmp_path / "mine" / "digits", pixels(6, 5))
     save_pngs(tmp_path / "faces", pixels(6, 5))
@@ -222,7 +222,7 @@ def test_the_run_is_named_after_the_data(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_split_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "run", lambda job, *, console: job.protocol)
+    monkeypatch.setattr(loop, "run", lambda job, *, console: job.protocol)
     path = save_npy(tmp_path / "mine", pixels(6, 5))
     protocols = [
         run(path, tmp_path / "run", **changes)
@@ -239,7 +239,7 @@ def test_the_split_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` gives what its files are to say before a step is taken."""
-    monkeypatch.setattr(job, "run", lambda job, *, console: job.settings())
+    monkeypatch.setattr(loop, "run", lambda job, *, console: job.settings())
 
 
 @pytest.mark.usefixtures("no_training")
@@ -1045,7 +1045,7 @@ def test_sigterm_before_training_leaves_nothing(
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_reader_that_has_enough_is_no_error(unbuffered: str) -> None:
-    """As of `jvae train --help | head -1`: met while printing, or only when what is left is flushed."""
+    """As of `jvae train --help | head -1`, met while printing or when the rest is flushed."""
     reader, writer = os.pipe()
     os.close(reader)
     code = "from jvae.experiments import command_line; command_line.main()"

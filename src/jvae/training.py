@@ -1,8 +1,10 @@
 """Maximise a bound: a state, a compiled step, a compiled epoch, one loop over epochs."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterable
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
@@ -19,6 +22,8 @@ from jvae.models import Params
 
 class TrainState(NamedTuple):
     """All that training carries from step to step; saving it is enough to resume.
+
+    The state of an ensemble, which `ensemble` makes, has a first axis of members in all but `step`.
 
     Attributes:
       step: steps done, int32 [].
@@ -94,6 +99,85 @@ def init(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyAr
     )
 
 
+def ensemble(states: Sequence[TrainState]) -> TrainState:
+    """One state of many models that are trained side by side.
+
+    `make_epoch` and `make_streamed_epoch` train it as they train a single one, and each member
+    goes the way that it would go alone, to rounding.
+
+    Args:
+      states: of one model and one optimizer, all at the same step.
+
+    Raises:
+      ValueError: no states, or states at different steps.
+    """
+    steps = sorted({int(state.step) for state in states})
+    if len(steps) != 1:
+        raise ValueError(f"an ensemble needs states at one step, got {len(states)} at {steps}")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    return stacked._replace(step=states[0].step)
+
+
+def members(state: TrainState) -> list[TrainState]:
+    """The states of an ensemble's members; of a single model, the state itself alone."""
+    if not state.key.ndim:
+        return [state]
+    return [
+        TrainState(state.step, *jax.tree.map(operator.itemgetter(i), tuple(state[1:])))
+        for i in range(len(state.key))
+    ]
+
+
+def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
+    """From training one model to training an ensemble, in one compiled call.
+
+    Args:
+      train: `(state, shared, *own) -> (state, info)` of one model.
+
+    Returns:
+      The same of an ensemble, whose members share `shared` and each have a row of `own`; info
+      is stacked over members. It is a `vmap`; on CPU, where the weights of one model fit into a
+      cache and those of many do not, members take turns. An ensemble that lies on several
+      devices (`jvae.distributed.place_members`) is trained there, each device with its own part.
+    """
+
+    def together(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
+        def one(member: Any) -> tuple[TrainState, StepInfo]:
+            (params, opt_state, key), own = member
+            return train(TrainState(state.step, params, opt_state, key), shared, *own)
+
+        after, info = jax.lax.platform_dependent(
+            (state[1:], own), cpu=partial(jax.lax.map, one), default=jax.vmap(one)
+        )
+        return after._replace(step=after.step[0]), info
+
+    @functools.cache
+    def compiled(mesh: jax.sharding.Mesh | None) -> Epoch:
+        if mesh is None:
+            return jax.jit(together)
+        everywhere, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+        states = TrainState(everywhere, split, split, split)  # type: ignore[arg-type]
+
+        def on_devices(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
+            run = jax.shard_map(
+                together,
+                mesh=mesh,
+                in_specs=(states, everywhere, *(split for _ in own)),
+                out_specs=(states, split),
+                check_vma=False,  # it cannot see that the count of steps is the same everywhere
+            )
+            return run(state, shared, *own)
+
+        return jax.jit(on_devices)
+
+    def train_members(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
+        sharding = None if isinstance(state.key, jax.core.Tracer) else state.key.sharding
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        return compiled(mesh)(state, shared, *own)
+
+    return train_members
+
+
 def step_keys(state: TrainState) -> StepKeys:
     """The keys of the step that `state` is about to take: a resumed run draws the same."""
     return StepKeys(*jax.random.split(jax.random.fold_in(state.key, state.step), 3))
@@ -142,10 +226,11 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
     Returns:
       `epoch(state, data, order=None) -> (state, info)`, data [num, *data_shape] in any dtype
-      that `preprocess` takes, info stacked over steps. The state given stays valid, so that a
-      caller can go back to it. `order` [steps, batch_size] are the indices of each step's
-      examples; by default `shuffled_batches` draws them from the state's key and step. That is
-      work for the host: under `jit` and `vmap` (over states, an ensemble) `order` must be given.
+      that `preprocess` takes, info stacked over steps [steps] or, of an ensemble,
+      [steps, members]. The state given stays valid, so that a caller can go back to it. `order`
+      [steps, batch_size] are the indices of each step's examples, shared by the members of an
+      ensemble; by default `shuffled_batches` draws them from the state's key and step, for each
+      member its own. That is work for the host: under `jit` and `vmap` `order` must be given.
 
     Raises:
       TypeError: `batch_size` is no int.
@@ -167,16 +252,29 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
         return jax.lax.scan(body, state, indices)
 
+    run_members = over_members(run)
+
     def epoch(
         state: TrainState,
         data: Shaped[Array | np.ndarray, "num ..."],
         order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
     ) -> tuple[TrainState, StepInfo]:
+        data = jnp.asarray(data)
+        if not state.key.ndim:
+            order = _order(state, len(data), batch_size) if order is None else order
+            return run(state, data, order)
         if order is None:
-            order = shuffled_batches(step_keys(state).shuffle, data.shape[0], batch_size)
-        return run(state, jnp.asarray(data), jnp.asarray(order))
+            own: list[Any] = [_order(one, len(data), batch_size) for one in members(state)]
+        else:
+            own = [order] * len(state.key)
+        state, infos = run_members(state, data, jnp.stack(own))
+        return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), infos)
 
     return epoch
+
+
+def _order(state: TrainState, num: int, batch_size: int) -> Int[np.ndarray, "steps batch"]:
+    return shuffled_batches(step_keys(state).shuffle, num, batch_size)
 
 
 def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epoch:
@@ -188,18 +286,22 @@ def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epo
 
     Returns:
       `epoch(state, batches) -> (state, info)`, info stacked over steps. `batches(step)` gives the
-      batches from that step to the end of its epoch, such as a partial `jvae.data.batches`. The
-      state given stays valid. Without a batch: ValueError.
+      batches from that step to the end of its epoch, such as a partial `jvae.data.batches`; the
+      members of an ensemble share them. The state given stays valid. Without a batch: ValueError.
     """
 
-    @partial(jax.jit, donate_argnums=0)
-    def run(
+    def single(
         state: TrainState, batch: Shaped[Array | np.ndarray, "..."]
     ) -> tuple[TrainState, StepInfo]:
         x = jnp.asarray(batch)
         if preprocess is not None:
             x = preprocess(x, step_keys(state).preprocess)
         return step(state, x)
+
+    run_single, run_members = jax.jit(single, donate_argnums=0), over_members(single)
+
+    def run(state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
+        return (run_members if state.key.ndim else run_single)(state, batch)
 
     def epoch(
         state: TrainState, batches: Callable[[int], Iterable[np.ndarray]]
@@ -275,11 +377,12 @@ def fit(
         before = state
         state, info = epoch(before, data)
         info = jax.tree.map(np.asarray, info)
-        bad = np.flatnonzero(~np.isfinite(info.bound))
+        bounds = info.bound.reshape(len(info.bound), -1)
+        bad = np.argwhere(~np.isfinite(bounds))
         if bad.size:
-            raise NonFiniteError(int(before.step) + int(bad[0]), float(info.bound[bad[0]]), before)
+            raise NonFiniteError(int(before.step) + int(bad[0, 0]), float(bounds[*bad[0]]), before)
         if not _healthy(state):
-            raise NonFiniteError(int(state.step) - 1, float(info.bound[-1]), before)
+            raise NonFiniteError(int(state.step) - 1, float(bounds[-1].mean()), before)
         if on_epoch is not None and on_epoch(state, info):
             break
     return state

@@ -36,7 +36,8 @@ def batches(
       seed: of the order.
       step: batches already taken since the start of the first epoch.
       process_index: which of the processes this is; by default `jax.process_index()`.
-      process_count: how many there are; each reads its own share of every batch.
+      process_count: how many there are; each reads its own rows of every batch, which are one
+        part of the rows that a single process would read.
 
     Yields:
       [batch_size / process_count, *data_shape], in the dtype of `examples`.
@@ -58,12 +59,23 @@ def batches(
         raise ValueError(f"no step {step} of process {index} among {count}")
     if batch_size % count:
         raise ValueError(f"batch_size {batch_size} cannot be shared by {count} processes")
+    epoch = step // steps
     source: Any = grain.MapDataset.source(examples)
-    shuffled = source.seed(seed).shuffle()[: steps * batch_size]
-    batched = shuffled[index::count].batch(batch_size // count)
+    endless = source.seed(seed).shuffle()[: steps * batch_size].repeat()
+    size = batch_size // count
+
+    class Share:
+        """This process's rows of each batch, one after the other."""
+
+        def __len__(self) -> int:
+            return (epoch + 1) * steps * size
+
+        def __getitem__(self, i: int) -> Any:
+            step, row = divmod(int(i), size)
+            return endless[step * batch_size + index * size + row]
+
+    batched = grain.MapDataset.source(Share()).batch(size)
     options = grain.ReadOptions(
         num_threads=min(os.cpu_count() or 1, READ_AHEAD), prefetch_buffer_size=READ_AHEAD
     )
-    epoch, first = divmod(step, steps)
-    rest = batched.repeat()[epoch * steps + first : (epoch + 1) * steps]
-    return iter(rest.to_iter_dataset(options))
+    return iter(batched[step:].to_iter_dataset(options))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, NoReturn
 
+from jvae import distributed
 from jvae.checkpoint import CheckpointError
 from jvae.data import DataError
 from jvae.experiments import compilation_cache
@@ -42,6 +43,8 @@ def run(command: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader of `jvae … | head` has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # a full disk, say
+        _end(f"error: {error}", 1)
+    except distributed.OtherProcessError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
         _end("Interrupted before training.", 130)

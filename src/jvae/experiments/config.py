@@ -66,6 +66,20 @@ class Config:
     """Epochs between checkpoints."""
     seed: int = 0
     """Of the weights, the order of examples and all noise."""
+    seeds: int = 1
+    """Models to train side by side, with SEED, SEED + 1, …: numbers get errors over seeds."""
+    devices: int | Literal["auto"] = "auto"
+    """Devices of this process to share a batch, or the models of several seeds. auto: one, or as
+    many as the seeds can share; with several processes all."""
+    distributed: bool = False
+    """One run by several processes, which Slurm, Kubernetes, MPI or a TPU pod tells of each other;
+    each is given the same command."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where no cluster tells it; with NUM_PROCESSES and PROCESS_ID."""
+    num_processes: int | None = None
+    """How many processes make the run, beside COORDINATOR."""
+    process_id: int | None = None
+    """Which of them this is, from 0, beside COORDINATOR."""
     out: Path | None = None
     """The run's folder; by default runs/DATASET-DATE-TIME."""
     resume: bool = False
@@ -77,19 +91,44 @@ class Config:
         Raises:
           ConfigError: names the flag, what was expected and what was given.
         """
-        for name in ("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every"):
+        for name in (
+            *("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every", "seeds"),
+            *(() if self.devices == "auto" else ("devices",)),
+        ):
             self._refuse_unless(getattr(self, name) >= 1, name, "at least 1")
         self._refuse_unless(all(size >= 1 for size in self.hidden), "hidden", "at least 1 each")
         self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")
         self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
         self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
         self._refuse_unless(0 <= self.stream_above < math.inf, "stream_above", "at least 0")
-        self._refuse_unless(0 <= self.seed < 2**32, "seed", "between 0 and 2**32 - 1")
+        within = 0 <= self.seed <= 2**32 - self.seeds
+        self._refuse_unless(within, "seed", f"between 0 and 2**32 - {self.seeds}")
+        self._check_processes()
         if self.bound == "iwae":
             expected = "at least 2 with --bound iwae, which is the ELBO with 1"
             self._refuse_unless(self.num_samples >= 2, "num_samples", expected)
         if self.resume and self.out is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
+
+    def _check_processes(self) -> None:
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if None in given and any(value is not None for value in given):
+            raise ConfigError("--coordinator, --num-processes and --process-id go together")
+        if self.num_processes is not None and self.process_id is not None:
+            self._refuse_unless(self.num_processes >= 1, "num_processes", "at least 1")
+            known = 0 <= self.process_id < self.num_processes
+            self._refuse_unless(known, "process_id", f"from 0 to {self.num_processes - 1}")
+        if not (self.distributed or self.coordinator):
+            return
+        if self.seeds > 1:
+            raise ConfigError("--seeds above 1 is for one process: start a run for each seed")
+        if self.out is None:
+            raise ConfigError("a run of several processes needs --out, a folder that all can reach")
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each model."""
+        return range(self.seed, self.seed + self.seeds)
 
     def _refuse_unless(self, valid: bool, name: str, expected: str) -> None:
         if not valid:

@@ -6,11 +6,10 @@ python -m jvae.experiments.mnist --help
 import dataclasses
 from typing import Any, Literal
 
-import rich.console
 import tyro
 
-from jvae import data
-from jvae.experiments import command_line, run_folder, train
+from jvae import data, distributed
+from jvae.experiments import command_line, devices, run_folder, train
 from jvae.experiments import config as common
 
 
@@ -26,11 +25,12 @@ class Config(common.Config):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, evaluate and draw as `config` says; see `jvae.experiments.job.run`.
+    """Train, evaluate and draw as `config` says; see `jvae.experiments.loop.run`.
 
     Raises:
       DataError: the dataset is missing or corrupt.
     """
+    devices.start(config)
     remarks: dict[str, Any] = {}
     name: str = config.dataset
     if name == "auto" and config.resume and config.out is not None:
@@ -39,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
         remarks = {key: saved[key] for key in ("fallback",) if key in saved}
     folder = config.out or run_folder.default_path("mnist" if name == "auto" else name)
     if not config.resume:
-        run_folder.refuse_taken(folder)
+        distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
     try:
         dataset = data.load("mnist" if name == "auto" else name, config.data_dir)
     except data.NoNetworkError as error:
@@ -47,7 +47,7 @@ def run(config: Config) -> dict[str, Any]:
             raise
         dataset = data.load("mnist_5k")
         remarks["fallback"] = f"mnist_5k, not mnist: {error}"
-        rich.console.Console().print(
+        devices.console().print(
             "[bold yellow]WARNING: MNIST is neither on this machine nor within reach. Training on "
             "mnist_5k, 4,000 training and 1,000 test digits that come with jvae: numbers on it "
             f"are not numbers on MNIST.[/]\n({error})",

@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import rich.console
 from jaxtyping import Array, Float
 
 import jvae
-from jvae import binarisation, data, plotting
+from jvae import binarisation, data, distributed, plotting
 from jvae.experiments import config as common
-from jvae.experiments import job, run_folder
+from jvae.experiments import devices, loop, run_folder
 from jvae.experiments.config import ConfigError
+from jvae.experiments.job import Job
 from jvae.networks import Family
 from jvae.training import Preprocess
 
@@ -52,16 +52,17 @@ class Config(common.Config):
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Train, evaluate and draw as `config` says; see `jvae.experiments.job.run`.
+    """Train, evaluate and draw as `config` says; see `jvae.experiments.loop.run`.
 
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
     """
+    devices.start(config)
     path = Path(config.data)
     named = config.data in data.NAMES or not (path.suffix or path.parent.name or path.exists())
     folder = config.out or run_folder.default_path(path.stem)
     if not config.resume:
-        run_folder.refuse_taken(folder)
+        distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
     if named:
         dataset = data.load(config.data, config.data_dir)
     else:
@@ -94,7 +95,7 @@ def train_on(
       ConfigError: settings that do not fit the data.
       DataError: data without a density under the likelihood.
     """
-    console = rich.console.Console()
+    console = devices.console()
     config.check_examples(len(dataset.train))
     if len(dataset.test) < 2:
         raise data.DataError(f"{dataset.source}: {len(dataset.test)} test example, expected 2")
@@ -141,8 +142,8 @@ def train_on(
         initialiser=config.initialiser,
         likelihood=x.family,
     )
-    return job.run(
-        job.Job(
+    return loop.run(
+        Job(
             config,
             model,
             x.train,
@@ -236,7 +237,7 @@ def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) ->
     data.check_varied(whole, dataset.source)
     coarse = _coarse_columns(whole)
     if coarse:
-        rich.console.Console().print(
+        devices.console().print(
             f"[bold yellow]WARNING: few values, often repeated, in columns {coarse}: a Gaussian "
             "density can be driven without bound there, and its nats bound no probability.[/]",
             soft_wrap=True,

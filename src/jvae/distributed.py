@@ -1,0 +1,177 @@
+"""Several devices, of one process or of many: what lies where.
+
+Batches are split over the devices, and the weights are on all of them; plain `jit` does the rest.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PRNGKeyArray, Shaped
+
+from jvae.checks import check_count
+from jvae.training import Preprocess, TrainState
+
+Tree = TypeVar("Tree")
+
+# A process that has not been heard of for so long is taken for dead, and the others end.
+HEARTBEAT_SECONDS = 30
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the run has stopped."""
+
+
+def initialize(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Join the other processes of a run, before anything else of JAX is used.
+
+    Args:
+      coordinator: "host:port" of process 0; by default what Slurm, Kubernetes, MPI or the TPU
+        pod that this process runs in says.
+      num_processes: how many there are, beside `coordinator`.
+      process_id: which this is, from 0.
+
+    Raises:
+      RuntimeError: they could not be joined.
+      ValueError: no cluster was found, or it does not say all three.
+    """
+    jax.distributed.initialize(
+        coordinator,
+        num_processes,
+        process_id,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+    )
+
+
+def make_mesh(devices_per_process: int | None = None) -> Mesh:
+    """A mesh of one axis, "devices", over the devices of all processes.
+
+    Args:
+      devices_per_process: how many of each process's devices; by default all.
+
+    Raises:
+      TypeError: it is no int.
+      ValueError: it is below 1, or a process has fewer.
+    """
+    if devices_per_process is None:
+        chosen = jax.devices()
+    else:
+        k = check_count("devices_per_process", devices_per_process)
+        by_process = [
+            [device for device in jax.devices() if device.process_index == index]
+            for index in range(jax.process_count())
+        ]
+        fewest = min(map(len, by_process))
+        if k > fewest:
+            raise ValueError(f"devices_per_process must be at most the {fewest} there are, got {k}")
+        chosen = [device for devices in by_process for device in devices[:k]]
+    return jax.make_mesh((len(chosen),), ("devices",), (AxisType.Auto,), devices=chosen)
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Arrays, keys among them, on every device of `mesh`, given alike in every process."""
+    return jax.tree.map(lambda leaf: _place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
+
+
+def place_members(state: TrainState, mesh: Mesh) -> TrainState:
+    """An ensemble with its members shared out over the devices of `mesh`.
+
+    Raises:
+      ValueError: the devices cannot have equal shares.
+    """
+    if len(state.key) % mesh.size:
+        raise ValueError(f"{len(state.key)} members cannot be shared by {mesh.size} devices")
+    split = NamedSharding(mesh, PartitionSpec("devices"))
+    members = jax.tree.map(lambda leaf: _place(leaf, split), state._replace(step=None))  # type: ignore[arg-type]
+    return members._replace(step=replicate(state.step, mesh))
+
+
+def _place(leaf: Any, sharding: NamedSharding) -> Array:
+    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+    # `device_put` refuses typed keys on devices of other processes.
+    data = _place(jax.random.key_data(leaf), sharding)
+    wrap = jax.jit(
+        lambda data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)),
+        out_shardings=sharding,
+    )
+    return wrap(data)
+
+
+def split_batches(mesh: Mesh, preprocess: Preprocess | None = None) -> Preprocess:
+    """`preprocess` for `make_epoch`, after which each device goes on with its part of a batch.
+
+    From there on XLA splits the work along the batch and sums the gradients over the devices.
+
+    Args:
+      mesh: from `make_mesh`.
+      preprocess: as `make_epoch` takes it.
+    """
+    split = NamedSharding(mesh, PartitionSpec("devices"))
+
+    def preprocess_part(images: Array, key: PRNGKeyArray) -> Array:
+        images = jax.lax.with_sharding_constraint(images, split)
+        x = images if preprocess is None else preprocess(images, key)
+        return jax.lax.with_sharding_constraint(x, split)
+
+    return preprocess_part
+
+
+def join_batches(
+    batches: Iterable[Shaped[np.ndarray, "..."]], mesh: Mesh
+) -> Iterator[Shaped[Array, "..."]]:
+    """Batches over all devices from each process's own share, such as `jvae.data.batches` gives."""
+    split = NamedSharding(mesh, PartitionSpec("devices"))
+    for batch in batches:
+        yield jax.make_array_from_process_local_data(split, batch)
+
+
+def to_host(tree: Tree) -> Tree:
+    """Arrays on one device of this process, from such as lie on several."""
+
+    def whole(leaf: Array) -> Any:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = whole(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return jnp.asarray(np.asarray(leaf))
+
+    return jax.tree.map(whole, tree)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes."""
+    return jax.process_index() == 0
+
+
+def largest(number: int) -> int:
+    """The largest `number` of all processes; every one has to ask."""
+    if jax.process_count() == 1:
+        return number
+    return int(multihost_utils.process_allgather(np.asarray(number)).max())
+
+
+def on_first_process(do: Callable[[], object]) -> None:
+    """Call `do` in process 0; where it raises there, all processes stop.
+
+    Raises:
+      OtherProcessError: in the other processes, where process 0 has failed; there, its own error.
+    """
+    failed: BaseException | None = None
+    if is_first_process():
+        try:
+            do()
+        except BaseException as error:
+            failed = error
+    if largest(failed is not None):
+        raise failed or OtherProcessError("process 0 has stopped: its message says why")

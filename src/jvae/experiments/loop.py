@@ -1,0 +1,274 @@
+"""A training run, whatever its data: progress, checkpoints, results and figures."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import rich.console
+import rich.progress
+from jax.sharding import Mesh
+
+from jvae import checkpoint, data, distributed, training
+from jvae.experiments import devices, figures, results, run_folder
+from jvae.experiments.config import BOUNDS
+from jvae.experiments.interrupt import Interrupted, catch_interrupt
+from jvae.experiments.job import Job
+
+# Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
+FREE_ON_RESUME = {
+    *("epochs", "out", "resume", "data", "data_dir", "checkpoint_every", "nll_samples"),
+    *("devices", "distributed", "coordinator", "num_processes", "process_id"),
+}
+
+
+def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
+    """Train, evaluate and draw, into the run's folder.
+
+    Of several processes all train and evaluate, and the first alone writes.
+
+    Args:
+      job: what is to be run.
+      console: where progress and results are shown.
+
+    Returns:
+      The content of `result.json`.
+
+    Raises:
+      ConfigError: fewer training examples than one batch, or devices that cannot share it.
+      RunFolderError: the run's folder cannot be made or continued.
+      CheckpointError: the checkpoint to go on from does not fit.
+      Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
+        where data is streamed, and was saved.
+      NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
+        saved, and `failure.json` says where it happened.
+      FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
+    """
+    job.config.check_examples(len(job.train))
+    mesh = devices.choose(job.config)
+    with contextlib.ExitStack() as stack:
+        distributed.on_first_process(lambda: _open(job, stack))
+        interrupt = stack.enter_context(catch_interrupt())
+        try:
+            interrupt.deferred = True
+            # A signal to one process ends all, after the same step.
+            with _ended_with_the_others(job):
+                state = _train(
+                    job, mesh, console, stop=lambda: distributed.largest(interrupt.signum or 0) > 0
+                )
+            signum = distributed.largest(interrupt.signum or 0)
+            interrupt.deferred = False
+            if signum:
+                epoch, rest = divmod(int(state.step), job.steps_per_epoch)
+                done = f"step {state.step}" if rest else f"epoch {epoch}"
+                raise Interrupted(f"saved after {done}", signum)
+            with console.status("Evaluating and drawing …"):
+                result = results.evaluate(job, state)
+                if distributed.is_first_process():
+                    _write_results(job, state, result)
+        except Interrupted as error:
+            raise Interrupted(
+                f"Interrupted ({error}). To go on: the same command with --resume --out "
+                f"{shlex.quote(str(job.folder))}",
+                error.signum,
+            ) from None
+    results.report(console, job, result)
+    return result
+
+
+def _open(job: Job, stack: contextlib.ExitStack) -> None:
+    """Make the run's folder or check that it can be gone on with, and lock it."""
+    if job.config.resume:
+        run_folder.read_settings(job.folder)  # which says so when there is none
+    else:
+        run_folder.create(job.folder, job.settings())
+    stack.enter_context(run_folder.lock(job.folder))
+    if job.config.resume:
+        _check_same_run(job)
+
+
+def _write_results(job: Job, state: training.TrainState, result: dict[str, Any]) -> None:
+    models = [one.params for one in training.members(state)]
+    if len(models) == 1:
+        checkpoint.save(job.folder / "model.safetensors", models[0])
+    else:
+        (job.folder / "models").mkdir(exist_ok=True)
+        for seed, params in zip(job.config.all_seeds, models, strict=True):
+            checkpoint.save(job.folder / "models" / f"seed_{seed}.safetensors", params)
+    run_folder.write_json(job.folder / "result.json", result)
+    figures.draw(job, models[0])
+    (job.folder / "failure.json").unlink(missing_ok=True)
+    if int(state.step) % job.steps_per_epoch == 0:
+        (job.folder / run_folder.UNFINISHED).unlink(missing_ok=True)
+
+
+def _check_same_run(job: Job) -> None:
+    saved = run_folder.read_settings(job.folder)
+    ours = run_folder.json_round_trip(job.settings())
+    free = set(FREE_ON_RESUME)
+    if job.config.schedule == "cosine":
+        free.remove("epochs")  # the schedule's length: every epoch depends on it
+    if (job.folder / "failure.json").exists():
+        free.add("learning_rate")  # the same one would fail again
+    fixed = {field.name for field in dataclasses.fields(job.config)} - free
+    changed = [
+        f"{name} was {saved.get(name)}, is {ours[name]}"
+        for name in [*sorted(fixed), "protocol"]
+        if saved.get(name) != ours[name]
+    ]
+    if changed:
+        raise run_folder.RunFolderError(
+            f"{job.folder} is a run of other settings: {'; '.join(changed)}"
+        )
+    # What it was made with stays on record beside what goes on with it.
+    saved.setdefault("resumed_with", []).append(ours)
+    run_folder.write_json(job.folder / "config.json", saved)
+
+
+def _train(
+    job: Job, mesh: Mesh | None, console: rich.console.Console, *, stop: Callable[[], bool]
+) -> training.TrainState:
+    """The state after the last epoch, or where `stop()` was first true, on one device.
+
+    That is asked at the end of an epoch, and where data is streamed after each batch.
+    """
+    config, leads = job.config, distributed.is_first_process()
+    bound = functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
+    step = training.make_step(bound, job.optimizer)
+    preprocess, state, examples = job.preprocess, job.init(), job.train
+    if mesh is not None:
+        if config.seeds == 1:
+            preprocess = distributed.split_batches(mesh, preprocess)
+            state = distributed.replicate(state, mesh)
+        else:
+            state = distributed.place_members(state, mesh)
+        if not job.streamed:
+            examples = distributed.replicate(examples, mesh)
+    epoch = (
+        training.make_streamed_epoch(step, preprocess)
+        if job.streamed
+        else training.make_epoch(step, config.batch_size, preprocess)
+    )
+    with (
+        checkpoint.open_checkpoints(job.folder / "checkpoints") as checkpoints,
+        _progress(console) as progress,
+    ):
+        if config.resume:
+            # Killed before its first checkpoint, a run starts over: the result is the same.
+            if checkpoints.latest_step() is not None:
+                state = checkpoint.restore_latest(checkpoints, state, on_damaged=console.print)
+            if leads:
+                run_folder.rewind_metrics(job.folder, int(state.step))
+        done = int(state.step) // job.steps_per_epoch
+        earlier = run_folder.read_unfinished(job.folder, int(state.step))
+        bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
+        start = time.perf_counter()
+
+        def batches(step: int) -> Iterator[Any]:
+            read: Iterator[Any] = data.batches(
+                job.train, config.batch_size, seed=config.seed, step=step
+            )
+            if mesh is not None and config.seeds == 1:
+                read = distributed.join_batches(read, mesh)
+            for i, batch in enumerate(read, start=step):
+                progress.update(bar, completed=i / job.steps_per_epoch)
+                yield batch
+                if stop():
+                    return
+
+        def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
+            nonlocal start, earlier
+            seconds = time.perf_counter() - start
+            bounds = [*earlier, *info.bound.tolist()]
+            if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
+                if leads:
+                    run_folder.write_unfinished(job.folder, int(state.step), bounds)
+                checkpoint.save_state(checkpoints, state)
+                return True
+            speed = round(info.bound.size * config.batch_size / seconds)
+            record = results.record(job, state, bounds, images_per_second=speed)
+            earlier = []
+            if leads:
+                run_folder.append_metrics(job.folder, record)
+            done = record["epoch"]
+            ending = stop()
+            if ending or done % config.checkpoint_every == 0 or done == config.epochs:
+                checkpoint.save_state(checkpoints, state)
+            status = (
+                f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
+            )
+            progress.update(bar, completed=done, status=status)
+            if not console.is_terminal and done % max(1, config.epochs // 20) == 0:
+                console.print(f"epoch {done}/{config.epochs}  {status}")
+            start = time.perf_counter()
+            return ending
+
+        try:
+            with _ended_with_the_others(job):
+                state = training.fit(
+                    state,
+                    epoch,
+                    batches if job.streamed else examples,
+                    num_epochs=config.epochs - done,
+                    on_epoch=on_epoch,
+                )
+            return state if mesh is None else distributed.to_host(state)
+        except training.NonFiniteError as error:
+            good, rate = error.last_good_state, job.learning_rate
+            checkpoint.save_state(checkpoints, good)
+            failure = {
+                "step": error.step,
+                "bound": str(error.bound),
+                "learning_rate": float(rate(error.step) if callable(rate) else rate),
+                "last_good_step": int(good.step),
+            }
+            if leads:
+                run_folder.write_json(job.folder / "failure.json", failure)
+            error.add_note(
+                f"The learning rate was {failure['learning_rate']:g}. To go on from that state: "
+                f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
+            )
+            raise
+
+
+@contextlib.contextmanager
+def _ended_with_the_others(job: Job) -> Iterator[None]:
+    """End at once where another process has gone: on the usual way out, JAX and Orbax wait for it.
+
+    What sees it first may also be JAX's own watch, which ends this process from within.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
+        if jax.process_count() == 1:
+            raise
+        _leave(job, error)
+
+
+def _leave(job: Job, error: Exception) -> NoReturn:
+    print(
+        "error: a device does not answer; another process may have ended "
+        f"({str(error).partition(chr(10))[0]}). To go on: the same command with --resume --out "
+        f"{shlex.quote(str(job.folder))}",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+    return rich.progress.Progress(
+        rich.progress.TextColumn("epoch"),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )

@@ -1,0 +1,131 @@
+"""The numbers of a run: a line of metrics an epoch, and its results with their errors."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+import rich.console
+import rich.table
+from jaxtyping import PRNGKeyArray
+
+import jvae
+from jvae.evaluation import bound_by_example
+from jvae.experiments import run_folder
+from jvae.experiments.job import Job
+from jvae.training import TrainState, members
+
+
+def record(
+    job: Job, state: TrainState, bounds: npt.ArrayLike, *, images_per_second: int
+) -> dict[str, Any]:
+    """A line of `metrics.jsonl`.
+
+    Args:
+      job: what is run.
+      state: after the epoch.
+      bounds: of the epoch's steps, [steps] or of an ensemble [steps, members], nats.
+      images_per_second: over all members.
+
+    Raises:
+      FloatingPointError: a test ELBO is not finite.
+    """
+    step = int(state.step)
+    train = np.asarray(bounds, np.float64).mean(axis=0).reshape(-1).tolist()
+    test = _test_elbos(job, state)
+    if not np.isfinite(test).all():
+        raise FloatingPointError(f"the test ELBO is {np.mean(test)} after step {step}")
+    errors = {} if len(train) == 1 else _summary(job.config.train_metric, [[t] for t in train])
+    return {
+        "step": step,
+        "epoch": step // job.steps_per_epoch,
+        "examples": step * job.config.batch_size,
+        job.config.train_metric: float(np.mean(train)),
+        **errors,
+        **_summary("test_elbo", test),
+        "images_per_second": images_per_second,
+    }
+
+
+def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
+    """The ELBO of each test example, with one sample of z, under each model."""
+
+    def elbos(params: jvae.Params, key: PRNGKeyArray) -> npt.NDArray[np.float64]:
+        key = jax.random.fold_in(key, state.step)
+        return np.asarray(bound_by_example(params, job.test, key, bound=jvae.elbo), np.float64)
+
+    return [
+        elbos(one.params, keys.elbo) for one, keys in zip(members(state), job.keys, strict=True)
+    ]
+
+
+def _summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
+    """Mean and standard error: over examples under one model, over models where there are more."""
+    if len(values) == 1:
+        return _mean_and_stderr(name, values[0])
+    by_seed = [float(np.asarray(of_one).mean()) for of_one in values]
+    return _mean_and_stderr(name, by_seed) | {f"{name}_by_seed": by_seed}
+
+
+def _mean_and_stderr(name: str, values: npt.ArrayLike) -> dict[str, Any]:
+    array = np.asarray(values)
+    stderr = array.std(ddof=1) / math.sqrt(len(array))
+    return {name: float(array.mean()), f"{name}_stderr": float(stderr)}
+
+
+def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
+    """The content of `result.json`."""
+    result = _summary("test_elbo", _test_elbos(job, state))
+    if num_samples := job.config.nll_samples:
+        nlls = []
+        for one, keys in zip(members(state), job.keys, strict=True):
+            log_px = jvae.log_likelihood(one.params, job.test, keys.nll, num_samples=num_samples)
+            nlls.append(-np.asarray(log_px, np.float64))
+        result |= _summary("test_nll", nlls)
+        nll = result["test_nll"]
+        result["test_nll_estimator"] = f"importance sampling from q(z|x), K = {num_samples}"
+        if job.log_volume is not None:
+            result["test_nll_of_the_data_as_given"] = nll + job.log_volume
+        if job.config.binarisation == "dequantised":
+            # E[-log p(x)] + D log 256 bounds -log P(image); Theis et al. (2016), Section 3.1.
+            bits_of_x = nll / math.prod(job.model.data_shape) / math.log(2)
+            result["test_bits_per_dimension_at_most"] = bits_of_x + 8
+    records = run_folder.read_metrics(job.folder)
+    return result | {
+        "stderr_over": "test examples" if job.config.seeds == 1 else "seeds",
+        "weights": "after the last epoch",
+        "epochs": int(state.step) // job.steps_per_epoch,
+        "steps": int(state.step),
+        "seed": job.config.seed,
+        "num_seeds": job.config.seeds,
+        "images_per_second": float(np.median([r["images_per_second"] for r in records])),
+        "protocol": job.protocol,
+        **job.remarks,
+        **run_folder.provenance(),
+    }
+
+
+def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> None:
+    """Show the results as a table."""
+    over = "" if job.config.seeds == 1 else f" over {job.config.seeds} seeds"
+    table = rich.table.Table("test set", job.protocol["units"], f"± s.e.{over}")
+    table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
+    if "test_nll" in result:
+        table.add_row(
+            f"-log p(x), {job.config.nll_samples} importance samples",
+            f"{result['test_nll']:.2f}",
+            f"{result['test_nll_stderr']:.2f}",
+        )
+    if "test_nll_of_the_data_as_given" in result:
+        table.add_row(
+            "-log p of the data in its own units",
+            f"{result['test_nll_of_the_data_as_given']:.2f}",
+            f"{result['test_nll_stderr']:.2f}",
+        )
+    if "test_bits_per_dimension_at_most" in result:
+        bits = f"{result['test_bits_per_dimension_at_most']:.3f}"
+        table.add_row("of the 8-bit images, bits per dimension, at most", bits, "")
+    console.print(table)
+    console.print(f"Figures, metrics and checkpoints are in {job.folder}", soft_wrap=True)

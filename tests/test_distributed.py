@@ -1,0 +1,216 @@
+"""Several devices, and several processes: the numbers are those of one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import Array, PRNGKeyArray
+from runs import assert_same_state, metrics
+from weights import random_params
+
+import jvae
+from jvae import checkpoint, data, distributed, training
+from jvae.experiments import run_folder
+from jvae.training import TrainState
+
+MODEL = jvae.VAE.mlp(data_shape=(3, 4), latent_dim=2, hidden=(5,))
+OPTIMIZER = training.make_optimizer("adam", 0.01)
+STEP = training.make_step(jvae.elbo, OPTIMIZER)
+IMAGES = np.random.default_rng(0).integers(0, 256, (70, 3, 4), np.uint8)
+# Sums of 16 gradients of order 1, in another order: Adam divides them by their own size.
+CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def noisy(images: Array, key: PRNGKeyArray) -> Array:
+    return (jax.random.uniform(key, images.shape) < images / jnp.float32(255)).astype(jnp.float32)
+
+
+def start() -> TrainState:
+    return training.init(random_params(MODEL), OPTIMIZER, jax.random.key(3))
+
+
+def trained(num_devices: int, *, streamed: bool) -> tuple[TrainState, np.ndarray]:
+    mesh = distributed.make_mesh(num_devices)
+    preprocess = distributed.split_batches(mesh, noisy)
+    state: TrainState = distributed.replicate(start(), mesh)
+    examples: Any = distributed.replicate(IMAGES, mesh)
+    epoch = training.make_epoch(STEP, 16, preprocess)
+    if streamed:
+        epoch = training.make_streamed_epoch(STEP, preprocess)
+
+        def examples(step: int) -> Any:
+            return distributed.join_batches(data.batches(IMAGES, 16, seed=0, step=step), mesh)
+
+    bounds = []
+    for _ in range(3):
+        state, info = epoch(state, examples)
+        bounds.append(np.asarray(info.bound))
+    assert len(state.step.sharding.device_set) == num_devices
+    return state, np.concatenate(bounds)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_eight_devices_train_as_one(streamed: bool) -> None:
+    one, bounds = trained(1, streamed=streamed)
+    eight, bounds_of_eight = trained(8, streamed=streamed)
+    np.testing.assert_allclose(bounds_of_eight, bounds, **CLOSE)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), eight.params, one.params)
+    np.testing.assert_array_equal(jax.random.key_data(one.key), jax.random.key_data(eight.key))
+    assert not np.array_equal(bounds[:4], bounds[-4:])
+
+
+def test_each_device_has_its_part_of_the_batch() -> None:
+    mesh = distributed.make_mesh(8)
+    x = jax.jit(distributed.split_batches(mesh, noisy))(jnp.asarray(IMAGES[:16]), jax.random.key(0))
+    assert {shard.data.shape for shard in x.addressable_shards} == {(2, 3, 4)}
+    np.testing.assert_array_equal(x, noisy(jnp.asarray(IMAGES[:16]), jax.random.key(0)))
+
+
+def test_what_lies_on_many_devices_comes_back() -> None:
+    mesh = distributed.make_mesh()
+    assert mesh.size == 8
+    there = distributed.replicate(start(), mesh)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(there)} == {8}
+    back = distributed.to_host(there)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(back)} == {1}
+    assert_same_state(back, start())
+
+
+@pytest.mark.parametrize(("num", "error"), [(9, ValueError), (0, ValueError), (1.5, TypeError)])
+def test_devices_that_are_not_there_are_refused(
+    num: Any, error: type[Exception], unchecked: None
+) -> None:
+    with pytest.raises(error, match="devices_per_process must be"):
+        distributed.make_mesh(num)
+
+
+def test_members_that_cannot_be_shared_out_are_refused() -> None:
+    three = training.ensemble([start()] * 3)
+    with pytest.raises(ValueError, match="3 members cannot be shared by 2 devices"):
+        distributed.place_members(three, distributed.make_mesh(2))
+
+
+def test_what_fails_on_the_first_process_is_raised() -> None:
+    with pytest.raises(ZeroDivisionError):
+        distributed.on_first_process(lambda: 1 // 0)
+    assert distributed.largest(3) == 3
+    assert distributed.is_first_process()
+
+
+# Two processes on this machine.
+
+PROGRAM = "from jvae.experiments import command_line; command_line.main()"
+FLAGS = "train --data mnist_5k --hidden 8 --latent-dim 2 --nll-samples 0 --batch-size 400"
+
+Process = subprocess.Popen[str]
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start_run() -> Iterator[Start]:
+    """Starts a run in a process of its own; none outlives the test."""
+    processes: list[Process] = []
+
+    def start(out: Path, *more: str) -> Process:
+        flags = [*FLAGS.split(), "--checkpoint-every", "1", "--out", str(out), *more]
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *flags],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def two(start_run: Start, out: Path, *more: str) -> list[Process]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    coordinator = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
+    return [start_run(out, *coordinator, "--process-id", str(i), *more) for i in range(2)]
+
+
+def ended(process: Process) -> str:
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return out
+
+
+@pytest.mark.parametrize("source", ["", "--stream-above 0"])
+def test_two_processes_train_as_one(start_run: Start, tmp_path: Path, source: str) -> None:
+    first, second = two(start_run, tmp_path / "two", "--epochs", "2", *source.split())
+    alone = start_run(tmp_path / "one", "--epochs", "2", *source.split())
+    assert "ELBO" in ended(first)
+    assert "ELBO" not in ended(second)
+    ended(alone)
+    for a, b in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        np.testing.assert_allclose(list(a.values()), list(b.values()), rtol=1e-5)
+    weights = [checkpoint.load(tmp_path / run / "model.safetensors") for run in ("two", "one")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *weights)
+    assert run_folder.read_result(tmp_path / "two")["epochs"] == 2
+
+
+def test_two_processes_end_together_and_one_goes_on_alone(start_run: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def epochs() -> list[int]:
+        return [record["epoch"] for record in run_folder.read_metrics(out)]
+
+    # A signal to one stops and saves both.
+    processes = two(start_run, out, "--epochs", "100000")
+    wait_for(lambda: len(epochs()) >= 2, processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=100)[1] for process in processes]
+    assert [process.returncode for process in processes] == [143, 143], errors
+    assert "To go on: the same command with --resume" in errors[0]
+    saved = len(epochs())
+    # The death of one ends the other with a message, rather than leave it waiting.
+    first, second = two(start_run, out, "--epochs", "100000", "--resume")
+    wait_for(lambda: len(epochs()) >= saved + 2, first)
+    second.send_signal(signal.SIGKILL)
+    start = time.monotonic()
+    _, error = first.communicate(timeout=100)
+    assert time.monotonic() - start < 2 * distributed.HEARTBEAT_SECONDS
+    ours = first.returncode == 1 and "another process may have ended" in error
+    of_jax = first.returncode == -signal.SIGABRT and "another task died" in error
+    assert ours or of_jax, error  # whichever watch saw it first
+    last = len(epochs()) + 1
+    ended(start_run(out, "--epochs", str(last), "--resume"))
+    assert epochs() == list(range(1, last + 1))
+
+
+def test_what_the_first_process_refuses_ends_both(start_run: Start, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "mine").touch()
+    first, second = two(start_run, out, "--epochs", "1")
+    errors = [process.communicate(timeout=100)[1] for process in (first, second)]
+    assert first.returncode == 2
+    assert "add --resume" in errors[0]
+    assert second.returncode == 1
+    assert "process 0 has stopped" in errors[1]
+
+
+def wait_for(ready: Any, process: Process) -> None:
+    deadline = time.monotonic() + 100
+    while not ready():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
