@@ -29,6 +29,8 @@ ORDER = [
     "binarisation",
     "data",
     "checkpoint",
+    "bundle",
+    "forensics",
     "distributed",
     "plotting",
     "__init__",

@@ -1,9 +1,9 @@
 """A training run, whatever its data: progress, checkpoints, results and figures."""
 
 import dataclasses
-import functools
 import math
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,12 +21,21 @@ from matplotlib.figure import Figure
 import jvae
 from jvae import checkpoint, data, plotting, training
 from jvae.evaluation import bound_by_example
-from jvae.experiments import run_folder
-from jvae.experiments.config import BOUNDS, Config
+from jvae.experiments import failure, objective, run_folder
+from jvae.experiments.config import Config
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
-FREE_ON_RESUME = {"epochs", "out", "resume", "data", "data_dir", "checkpoint_every", "nll_samples"}
+FREE_ON_RESUME = {
+    "epochs",
+    "out",
+    "resume",
+    "data",
+    "data_dir",
+    "checkpoint_every",
+    "nll_samples",
+    "max_skipped",
+}
 
 
 class Keys(NamedTuple):
@@ -82,20 +91,12 @@ class Job:
     @property
     def learning_rate(self) -> optax.ScalarOrSchedule:
         """The learning rate, or a function from the step to it."""
-        if self.config.schedule == "cosine":
-            steps = self.config.epochs * self.steps_per_epoch
-            return optax.cosine_decay_schedule(self.config.learning_rate, steps)
-        return self.config.learning_rate
+        return objective.make_learning_rate(self.config, len(self.train))
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer that the settings describe."""
-        return training.make_optimizer(
-            self.config.optimizer,
-            self.learning_rate,
-            clip_norm=self.config.clip_norm,
-            map_dataset_size=len(self.train) if self.config.map_prior else None,
-        )
+        return objective.make_optimizer(self.config, len(self.train))
 
     def settings(self) -> dict[str, Any]:
         """The content of `config.json`."""
@@ -123,7 +124,8 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
         where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
-        saved, and `failure.json` says where it happened.
+        saved, `failure.json` says where it happened, and `failure/` holds that step for
+        `jvae.experiments.replay`.
       FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
     """
     job.config.check_examples(len(job.train))
@@ -154,6 +156,7 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
                 error.signum,
             ) from None
     (job.folder / "failure.json").unlink(missing_ok=True)
+    shutil.rmtree(job.folder / "failure", ignore_errors=True)
     if int(state.step) % job.steps_per_epoch == 0:
         (job.folder / run_folder.UNFINISHED).unlink(missing_ok=True)
     _report(console, job, result)
@@ -191,8 +194,7 @@ def _train(
     That is asked at the end of an epoch, and where data is streamed after each batch.
     """
     config = job.config
-    bound = functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
-    step = training.make_step(bound, job.optimizer)
+    step = training.make_step(objective.make_bound(config), job.optimizer)
     streamed = not isinstance(job.train, jax.Array)
     epoch = (
         training.make_streamed_epoch(step, job.preprocess)
@@ -225,7 +227,8 @@ def _train(
         def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
             nonlocal start, earlier
             seconds = time.perf_counter() - start
-            bounds = [*earlier, *info.bound.tolist()]
+            taken = slice(None) if info.skipped is None else ~info.skipped
+            bounds = [*earlier, *info.bound[taken].tolist()]
             if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
                 run_folder.write_unfinished(job.folder, int(state.step), bounds)
                 checkpoint.save_state(checkpoints, state)
@@ -253,22 +256,40 @@ def _train(
                 batches if streamed else job.train,
                 num_epochs=config.epochs - done,
                 on_epoch=on_epoch,
+                max_skipped=config.max_skipped,
             )
         except training.NonFiniteError as error:
             good, rate = error.last_good_state, job.learning_rate
             checkpoint.save_state(checkpoints, good)
-            failure = {
+            where = {
                 "step": error.step,
                 "bound": str(error.bound),
                 "learning_rate": float(rate(error.step) if callable(rate) else rate),
                 "last_good_step": int(good.step),
             }
-            run_folder.write_json(job.folder / "failure.json", failure)
+            run_folder.write_json(job.folder / "failure.json", where)
             error.add_note(
-                f"The learning rate was {failure['learning_rate']:g}. To go on from that state: "
+                f"The learning rate was {where['learning_rate']:g}. To go on from that state: "
                 f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
             )
+            again = batches(int(good.step)) if streamed else _batches(job, good)
+            folder, num = job.folder / "failure", len(job.train)
+            error.add_note(failure.write(folder, error, config, num, again, job.preprocess))
             raise
+
+
+def _batches(job: Job, state: training.TrainState) -> Iterator[Array]:
+    """Those of the epoch in memory that starts at `state`."""
+    key = training.step_keys(state).shuffle
+    order = training.shuffled_batches(key, len(job.train), job.config.batch_size)
+    return (job.train[batch] for batch in order)
+
+
+def _skipped(state: training.TrainState) -> dict[str, int]:
+    """How many steps were skipped so far, where the settings let them be."""
+    if not training.skips_non_finite(state):
+        return {}
+    return {"skipped_steps": int(state.opt_state.total_notfinite)}
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:
@@ -295,10 +316,12 @@ def _record(
         "step": step,
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
-        job.config.train_metric: float(np.mean(bounds, dtype=np.float64)),
+        # Of the steps taken; there may be none where they can be skipped.
+        job.config.train_metric: float(np.mean(bounds, dtype=np.float64)) if bounds else None,
         "test_elbo": test_elbo,
         "test_elbo_stderr": stderr,
         "images_per_second": images_per_second,
+        **_skipped(state),
     }
 
 
@@ -337,6 +360,7 @@ def _evaluate(job: Job, state: training.TrainState) -> dict[str, Any]:
         "weights": "after the last epoch",
         "epochs": int(state.step) // job.steps_per_epoch,
         "steps": int(state.step),
+        **_skipped(state),
         "seed": job.config.seed,
         "num_seeds": 1,
         "images_per_second": float(np.median([r["images_per_second"] for r in records])),
