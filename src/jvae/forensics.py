@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -77,9 +78,9 @@ class Examination(NamedTuple):
     """What `examine` found.
 
     Attributes:
-      tensors: of the step, in the order of evaluation, operation by operation.
+      tensors: of the step, in the order of evaluation.
       compiled_is_finite: whether the loss, the gradient and the new weights of the step compiled
-        as one, as in training, are finite; sums may differ by their rounding.
+        as in training are finite; sums may differ by their rounding from those looked at.
     """
 
     tensors: list[Tensor]
@@ -93,7 +94,7 @@ class Examination(NamedTuple):
                 return str(tensor)
         if self.compiled_is_finite:
             return None
-        return "the compiled step is not finite; operation by operation every tensor of it is"
+        return "the step as compiled for training is not finite; looked at, every tensor of it is"
 
 
 def first_bad_step(
@@ -146,7 +147,7 @@ def examine(
     bound: Bound,
     optimizer: optax.GradientTransformation,
 ) -> Examination:
-    """Take one step operation by operation and look at its tensors.
+    """Take one step and look at its tensors.
 
     These are x, the weights, the outputs of the layers of Linen networks, the parameters of q(z|x),
     p(z) and p(x|z), their draws, log-densities and divergences as `bound` takes them, the bound of
@@ -180,27 +181,36 @@ def examine(
     with jax.disable_jit():  # so that no name is inside of a compiled function
         program, results = jax.make_jaxpr(step, return_shape=True)(state.params, x)
     inputs = jax.tree.leaves((state.params, x))
-    seen, (outputs, origins) = _evaluate(program, inputs)
+    seen, outputs = _evaluate(program, inputs)
     for name, value, origin in seen:
         tensor = _tensor(name, value, batch, origin)
         if tensor not in tensors:  # a prior without weights is asked for more than once
             tensors.append(tensor)
-    value, gradient = jax.tree.unflatten(jax.tree.structure(results), outputs)
+    leaves, origins = zip(*outputs, strict=True)
+    value, gradient = jax.tree.unflatten(jax.tree.structure(results), leaves)
     tensors.append(_tensor("loss", value, origin=origins[0]))
     gradients = [
         _tensor(f"gradient of {name}", leaf, origin=origin)
         for (name, leaf), origin in zip(named(gradient.weights).items(), origins[1:], strict=True)
     ]
     tensors += [gradients[i] for i in _order(program.jaxpr, program.jaxpr.outvars[1:])]
-    update = jax.jit(optax.with_extra_args_support(optimizer).update)
-    updates, _ = update(gradient, state.opt_state, state.params, value=value)
+    updates = _updates(state, gradient, value, optimizer)
     after = optax.apply_updates(state.params, updates)
     for what, params in (("update of", updates), ("new weight", after)):
         tensors += [_tensor(f"{what} {name}", leaf) for name, leaf in named(params.weights).items()]
-    _, is_finite = jax.jit(lambda s, x: _attempt(s, x, bound, optimizer))(state, x)
+    _, is_finite = _attempt(state, x, bound, optimizer)
     return Examination(tensors, bool(is_finite))
 
 
+@partial(jax.jit, static_argnums=3)
+def _updates(
+    state: TrainState, gradient: Params, value: Array, optimizer: optax.GradientTransformation
+) -> Params:
+    update = optax.with_extra_args_support(optimizer).update
+    return update(gradient, state.opt_state, state.params, value=value)[0]
+
+
+@partial(jax.jit, static_argnums=(2, 3))
 def _attempt(
     state: TrainState, x: Array, bound: Bound, optimizer: optax.GradientTransformation
 ) -> tuple[TrainState, Bool[Array, ""]]:
@@ -252,45 +262,48 @@ def _mark(equation: Any) -> str | None:
 
 def _evaluate(
     program: jax.extend.core.ClosedJaxpr, inputs: list[Array]
-) -> tuple[list[tuple[str, Array, str]], tuple[list[Array], list[str]]]:
-    """Run a traced program operation by operation.
+) -> tuple[list[tuple[str, Array, str]], list[tuple[Array, str]]]:
+    """Run a traced program and look at the result of each of its operations.
 
     Returns:
-      The name, value and origin of each tensor named, and the values and origins of the outputs;
-      the origin is the operation by which the first of its entries that are not finite arose.
+      The name, value and origin of each tensor named, and the value and origin of each output;
+      the origin is the operation by which its first number that is not finite arose.
     """
-    jaxpr = program.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, program.consts, strict=True))
-    values |= zip(jaxpr.invars, inputs, strict=True)
-    origins: dict[Any, str] = {
-        variable: "" for variable, value in values.items() if not _is_finite(value)
-    }
+    jaxpr, equations = program.jaxpr, _needed(program.jaxpr)
+    names = [
+        (equation.params["name"].removeprefix(mark), equation.invars[0])
+        for equation in equations
+        if (mark := _mark(equation))
+    ]
+    made = [
+        v
+        for equation in equations
+        for v in equation.outvars
+        if jnp.issubdtype(v.aval.dtype, jnp.inexact)
+    ]
+    results = [v for _, v in names] + jaxpr.outvars
+    watched = jaxpr.replace(eqns=equations, outvars=[*results, *made])
 
-    def origin(variable: Any) -> str | None:
-        return origins.get(variable) if _is_variable(variable) else None
+    # LLVM would optimise for seconds what runs once.
+    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    def run(consts: list[Array], inputs: list[Array]) -> tuple[list[Array], list[Array]]:
+        values = jax.core.eval_jaxpr(watched, consts, *inputs)
+        flags = [jnp.isfinite(value).all() for value in values[len(results) :]]
+        return values[: len(results)], flags
 
-    def read(variable: Any) -> Any:
-        return values[variable] if _is_variable(variable) else variable.val
-
-    seen = []
-    for equation in _needed(jaxpr):
-        if mark := _mark(equation):
-            (variable,) = equation.invars
-            name = equation.params["name"].removeprefix(mark)
-            seen.append((name, read(variable), origin(variable) or ""))
-        given = [variable for variable in equation.invars if _is_variable(variable)]
-        alone = jaxpr.replace(
-            constvars=[], invars=given, eqns=[equation], outvars=equation.outvars, debug_info=None
-        )
-        results = jax.core.eval_jaxpr(alone, [], *map(read, given))
-        for variable, value in zip(equation.outvars, results, strict=True):
-            values[variable] = value
-            if not _is_finite(value):
-                line = jax.extend.source_info_util.summarize(equation.source_info)
-                earlier = [o for o in map(origin, given) if o is not None]
-                origins[variable] = (*earlier, f"{equation.primitive} at {line}")[0]
-    outputs = [read(variable) for variable in jaxpr.outvars]
-    return seen, (outputs, [origin(variable) or "" for variable in jaxpr.outvars])
+    values, flags = run(program.consts, inputs)
+    is_finite = dict(zip(made, flags, strict=True))
+    given = zip([*jaxpr.constvars, *jaxpr.invars], [*program.consts, *inputs], strict=True)
+    origins = {v: "" for v, value in given if not _is_finite(value)}
+    for equation in equations:
+        earlier = [origins[v] for v in equation.invars if _is_variable(v) and v in origins]
+        line = jax.extend.source_info_util.summarize(equation.source_info)
+        for v in equation.outvars:
+            if not is_finite.get(v, True):
+                origins[v] = (*earlier, f"{equation.primitive} at {line}")[0]
+    ends = [origins.get(v, "") if _is_variable(v) else "" for v in results]
+    seen = [(name, *rest) for (name, _), *rest in zip(names, values, ends, strict=False)]
+    return seen, list(zip(values, ends, strict=True))[len(names) :]
 
 
 def _needed(jaxpr: jax.extend.core.Jaxpr) -> list[Any]:
