@@ -54,7 +54,7 @@ def examined(
     optimizer: optax.GradientTransformation = ADAM,
 ) -> dict[str, forensics.Tensor]:
     found = forensics.examine(state, x, bound, optimizer)
-    assert not found.compiled_is_finite
+    assert not found.is_finite
     tensors = {tensor.name: tensor for tensor in found.tensors}
     first = next(t for t in found.tensors if t.num_non_finite)
     assert found.verdict == str(first)
@@ -88,7 +88,11 @@ FAULTS: dict[str, tuple[TrainState, np.ndarray, Any, str]] = {
     ),
     "inf and nan in the batch": (
         STATE,
-        np.where(np.arange(BATCH)[:, None, None] == 3, np.float32([math.inf, math.nan, 0]), data()),
+        np.where(
+            np.arange(BATCH)[:, None, None] == 3,
+            np.array([math.inf, math.nan, 0], np.float32),
+            data(),
+        ),
         jvae.elbo,
         "x: of 42 entries 2 nan and 2 inf, first at example 3",
     ),
@@ -111,9 +115,14 @@ FAULTS: dict[str, tuple[TrainState, np.ndarray, Any, str]] = {
         jvae.elbo,
         "scale of q(z|x): 7 of 14 entries are inf, first at example 0 (exp at ",
     ),
-    # Of the layer: float32 ends at 3.4e38, and tanh is finite whatever comes.
+    # Float32 ends at 3.4e38.
     "a layer that overflows": (
-        with_weight(STATE, "encoder/params/hidden_0/kernel", (0, 1), 3e38),
+        with_weight(
+            make_state(jvae.VAE.mlp((2, 3), 2, (4,), "relu", "gaussian")),
+            "encoder/params/hidden_0/kernel",
+            (0, 1),
+            3e38,
+        ),
         np.where(np.arange(BATCH)[:, None, None] == 4, np.full((2, 3), 2, np.float32), 0.5).astype(
             np.float32
         ),
@@ -169,6 +178,16 @@ def test_the_first_tensor_that_went_bad_is_named(name: str) -> None:
     assert first.startswith(verdict) if says_where else first == verdict
 
 
+def test_an_infinity_that_does_no_harm_is_shown_and_not_blamed() -> None:
+    """Of the layer above, tanh is 1 with a slope of 0."""
+    state = with_weight(STATE, "encoder/params/hidden_0/kernel", (0, 1), 3e38)
+    found = forensics.examine(state, np.full_like(data(), 2.0), jvae.elbo, ADAM)
+    assert found.is_finite
+    assert found.verdict is None
+    bad = {tensor.name: tensor.num_inf for tensor in found.tensors if tensor.num_non_finite}
+    assert bad == {"output of encoder/hidden_0": BATCH}
+
+
 def test_what_the_bound_does_not_need_is_not_blamed() -> None:
     """The ELBO with a closed-form KL draws log p(z) as well, and leaves it."""
     tensors = examined(with_weight(STATE, BIAS, (0,), 1e20), data())
@@ -179,7 +198,7 @@ def test_what_the_bound_does_not_need_is_not_blamed() -> None:
 def test_a_step_that_is_finite_has_no_verdict() -> None:
     found = forensics.examine(STATE, data(), jvae.elbo, ADAM)
     assert found.verdict is None
-    assert found.compiled_is_finite
+    assert found.is_finite
     tensors = {tensor.name: tensor for tensor in found.tensors}
     key = training.step_keys(STATE).bound
     q = jvae.posterior(STATE.params, data())

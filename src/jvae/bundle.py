@@ -110,9 +110,8 @@ def load(
         key = jax.random.wrap_key_data(jnp.asarray(found.pop(_KEY)), impl=description["key_impl"])
         step, settings = int(description["step"]), dict(description["settings"])
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path} is no bundle of a step: {error.filename} is missing"
-        ) from error
+        missing = Path(error.filename).name
+        raise CheckpointError(f"{path} is no bundle of a step: no {missing}") from error
     except KeyError as error:
         raise CheckpointError(f"{path} is no bundle of a step: {error} is missing") from error
     except (OSError, ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:

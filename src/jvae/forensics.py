@@ -79,21 +79,24 @@ class Examination(NamedTuple):
 
     Attributes:
       tensors: of the step, in the order of evaluation.
-      compiled_is_finite: whether the loss, the gradient and the new weights of the step compiled
-        as in training are finite; sums may differ by their rounding from those looked at.
+      is_finite: whether the loss, the gradient and the new weights are finite, both looked at and
+        compiled as in training, where sums may differ by their rounding.
     """
 
     tensors: list[Tensor]
-    compiled_is_finite: bool
+    is_finite: bool
 
     @property
     def verdict(self) -> str | None:
-        """The first tensor that went bad, in a line; None where none did."""
-        for tensor in self.tensors:
-            if tensor.num_non_finite:
-                return str(tensor)
-        if self.compiled_is_finite:
+        """The first tensor that went bad, in a line; None where the step is finite.
+
+        In a step that is finite an infinity may well stand, such as what tanh is taken of.
+        """
+        if self.is_finite:
             return None
+        bad = [tensor for tensor in self.tensors if tensor.num_non_finite]
+        if bad:
+            return str(bad[0])
         return "the step as compiled for training is not finite; looked at, every tensor of it is"
 
 
@@ -199,7 +202,8 @@ def examine(
     for what, params in (("update of", updates), ("new weight", after)):
         tensors += [_tensor(f"{what} {name}", leaf) for name, leaf in named(params.weights).items()]
     _, is_finite = _attempt(state, x, bound, optimizer)
-    return Examination(tensors, bool(is_finite))
+    ends = jax.tree.leaves((value, gradient, after))
+    return Examination(tensors, bool(is_finite) and all(map(_is_finite, ends)))
 
 
 @partial(jax.jit, static_argnums=3)
@@ -351,6 +355,7 @@ class _Network:
     symbol: str
 
     def apply(self, weights: Any, *inputs: Any) -> Any:
+        """The distribution of the network, with names."""
         if isinstance(self.network, nn.Module):
             distribution, state = self.network.apply(
                 weights, *inputs, capture_intermediates=True, mutable=["intermediates"]

@@ -63,7 +63,7 @@ def main() -> None:
     try:
         import tyro
 
-        from jvae.experiments import compare, replay, train
+        from jvae.experiments import compare, post_mortem, train
     except ModuleNotFoundError as missing:
         _end(f"error: no module {missing.name!r}: pip install 'jvae[experiments]'", 1)
 
@@ -71,7 +71,7 @@ def main() -> None:
         config = tyro.cli(
             Annotated[train.Config, tyro.conf.subcommand("train")]
             | Annotated[compare.Config, tyro.conf.subcommand("compare")]
-            | Annotated[replay.Config, tyro.conf.subcommand("replay")],
+            | Annotated[post_mortem.Config, tyro.conf.subcommand("replay")],
             prog="jvae",
             description="Auto-Encoding Variational Bayes.",
         )
@@ -80,6 +80,6 @@ def main() -> None:
         elif isinstance(config, compare.Config):
             compare.run(config)
         else:
-            replay.run(config)
+            post_mortem.run(config)
 
     run(command)
