@@ -308,3 +308,20 @@ def test_where_nothing_goes_bad_again_the_step_reported_is_kept() -> None:
         assert found is not None
         assert found[0].step == until
     assert forensics.first_bad_step(STATE, batches, jvae.elbo, ADAM, until=3) is None
+
+
+def test_a_gradient_that_its_optimizer_makes_finite_is_found_as_well() -> None:
+    optimizer = optax.sign_sgd(0.1)
+    state = make_state(optimizer=optimizer)
+    found = forensics.first_bad_step(state, [data()] * 3, sqrt_at_zero, optimizer, until=2)
+    assert found is not None
+    assert found[0].step == 0
+
+
+def test_gradients_are_in_the_order_of_their_evaluation() -> None:
+    """Backward: a layer's stand before those of the layer below it."""
+    names = [t.name for t in forensics.examine(STATE, data(), jvae.elbo, ADAM).tensors]
+    layers = [name.split("/")[-2] for name in names if name.startswith("gradient of ")]
+    networks = [name.split(" ")[-1].split("/")[0] for name in names if name.startswith("gradient")]
+    assert layers == ["output", "output", "hidden_0", "hidden_0"] * 2
+    assert networks == ["decoder"] * 4 + ["encoder"] * 4
