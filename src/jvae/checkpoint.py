@@ -150,7 +150,7 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
     path = Path(path)
     description = json.dumps(_describe(params.model, "model"))
     content = safetensors.numpy.save(
-        {name: np.asarray(leaf) for name, leaf in _named(params.weights).items()},
+        {name: np.asarray(leaf) for name, leaf in named(params.weights).items()},
         metadata={"format": "jvae", "model": description},
     )
     draft = path.with_name(f".{path.name}.tmp")
@@ -185,24 +185,38 @@ def load(path: str | os.PathLike[str]) -> Params:
         raise CheckpointError(f"{path}: no weights of jvae, {error} is missing") from error
     except (OSError, ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{path}: not a whole file of weights ({error})") from error
-    wanted, given = _forms(_named(abstract.weights)), _forms(found)
+    return Params(weights=fill(abstract.weights, found, f"{path}", "its model"), model=model)
+
+
+def fill(like: Any, found: Mapping[str, np.ndarray], where: str, owner: str) -> Any:
+    """The tree `like` with the arrays `found` under the names on the way to its leaves.
+
+    Args:
+      like: a tree of arrays or of their shapes.
+      found: the arrays by name.
+      where: they were found, for the message.
+      owner: of the tree, for the message.
+
+    Raises:
+      CheckpointError: names the first array that is missing, too many or of another form.
+    """
+    wanted, given = _forms(named(like)), _forms(found)
     if differing := sorted(name for name, _ in wanted.items() ^ given.items()):
         name = differing[0]
         raise CheckpointError(
-            f"{path}: {name} is {given.get(name, 'missing')}, its model has "
+            f"{where}: {name} is {given.get(name, 'missing')}, {owner} has "
             f"{wanted.get(name, 'none')}"
         )
     leaves = [jnp.asarray(found[name]) for name in wanted]
-    weights = jax.tree.unflatten(jax.tree.structure(abstract.weights), leaves)
-    return Params(weights=weights, model=model)
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
 
 
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by the names on the way to them, in the tree's order."""
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by the names on the way to them, in the tree's order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)

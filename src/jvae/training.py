@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import Bound
@@ -39,9 +39,15 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step reports: the minibatch's mean bound in nats per example, before the update."""
+    """What a step reports.
+
+    Attributes:
+      bound: the minibatch's mean bound in nats per example, before the update.
+      skipped: with the optimizer of `skip_non_finite`, whether the update was left out; else None.
+    """
 
     bound: Float[Array, "..."]
+    skipped: Bool[Array, "..."] | None = None
 
 
 class StepKeys(NamedTuple):
@@ -62,18 +68,31 @@ class NonFiniteError(FloatingPointError):
 
     Attributes:
       step: the first step whose bound was not finite, or the last step of the epoch where only
-        the weights or the optimizer's state were not.
+        the weights or the optimizer's state were not, or the last of too many skipped in a row.
+        `jvae.forensics.first_bad_step` finds the step that was at fault.
       bound: that step's bound, in nats per example.
       last_good_state: the state before the epoch of that step, whose weights are finite.
+      member: which model of an ensemble it was, from 0.
     """
 
-    def __init__(self, step: int, bound: float, last_good_state: TrainState):
+    def __init__(
+        self,
+        step: int,
+        bound: float,
+        last_good_state: TrainState,
+        *,
+        member: int = 0,
+        skipped: int = 0,
+    ):
         what = "weights were not finite after" if math.isfinite(bound) else f"bound was {bound} at"
+        if skipped:
+            what = f"last {skipped} steps were skipped as not finite, up to"
         good = int(last_good_state.step)
         super().__init__(f"the {what} step {step}; the last good state is that of step {good}")
         self.step = step
         self.bound = bound
         self.last_good_state = last_good_state
+        self.member = member
 
 
 def init(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> TrainState:
@@ -190,28 +209,44 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
 
     Args:
       bound: a function `(params, x, key) -> [*batch] nats`, higher is better.
-      optimizer: an optax optimizer that needs no more than the gradient, the state and the
-        weights; `make_optimizer` builds the usual ones.
+      optimizer: an optax optimizer that needs no more than the gradient, the state, the weights
+        and the loss as `value`; `make_optimizer` builds the usual ones.
 
     Returns:
       `step(state, x) -> (state, StepInfo)`, x float [*batch, *data_shape]. The state given is
       donated: use the one returned.
     """
+    update = optax.with_extra_args_support(optimizer).update
 
     @partial(jax.jit, donate_argnums=0)
     def step(
         state: TrainState, x: Shaped[Array | np.ndarray, "..."]
     ) -> tuple[TrainState, StepInfo]:
-        def loss(params: Params) -> Float[Array, ""]:
-            return -bound(params, x, step_keys(state).bound).mean()
-
-        value, gradient = jax.value_and_grad(loss)(state.params)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        value, gradient = jax.value_and_grad(loss(bound, state, x))(state.params)
+        updates, opt_state = update(gradient, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, StepInfo(bound=-value)
+        skipped = ~opt_state.last_finite if skips_non_finite(state) else None
+        return state, StepInfo(bound=-value, skipped=skipped)
 
     return step
+
+
+def loss(
+    bound: Bound, state: TrainState, x: Shaped[Array | np.ndarray, "..."]
+) -> Callable[[Params], Float[Array, ""]]:
+    """What the step from `state` descends: minus the mean bound, as a function of the weights.
+
+    Args:
+      bound: as `make_step` takes it.
+      state: its weights do not matter.
+      x: float [*batch, *data_shape].
+    """
+
+    def value(params: Params) -> Float[Array, ""]:
+        return -bound(params, x, step_keys(state).bound).mean()
+
+    return value
 
 
 def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None) -> Epoch:
@@ -355,6 +390,7 @@ def fit(
     *,
     num_epochs: int,
     on_epoch: Callable[[TrainState, StepInfo], bool | None] | None = None,
+    max_skipped: int = 10,
 ) -> TrainState:
     """Run epochs, and stop rather than go on with numbers that are not finite.
 
@@ -365,27 +401,48 @@ def fit(
       num_epochs: how many to run.
       on_epoch: called after each epoch with the state and the info of its steps as NumPy
         arrays; returning True ends the run.
+      max_skipped: with the optimizer of `skip_non_finite`, so many steps skipped in a row end
+        the run.
 
     Returns:
       The state after the last epoch.
 
     Raises:
-      NonFiniteError: a step's bound or the weights after an epoch are not finite; it holds the
-        last good state.
+      NonFiniteError: a step's bound or the weights after an epoch are not finite, or
+        `max_skipped` steps in a row were skipped; it holds the last good state.
+      TypeError: `max_skipped` is no int.
+      ValueError: `max_skipped` is below 1.
     """
+    max_skipped = check_count("max_skipped", max_skipped)
     for _ in range(num_epochs):
         before = state
         state, info = epoch(before, data)
         info = jax.tree.map(np.asarray, info)
         bounds = info.bound.reshape(len(info.bound), -1)
-        bad = np.argwhere(~np.isfinite(bounds))
-        if bad.size:
-            raise NonFiniteError(int(before.step) + int(bad[0, 0]), float(bounds[*bad[0]]), before)
-        if not _healthy(state):
-            raise NonFiniteError(int(state.step) - 1, float(bounds[-1].mean()), before)
+        if info.skipped is None:
+            bad, skipped = ~np.isfinite(bounds), 0
+        else:
+            before_in_a_row = np.atleast_1d(before.opt_state.notfinite_count)
+            bad = skipped_in_a_row(before_in_a_row, info.skipped.reshape(bounds.shape))
+            bad, skipped = bad >= max_skipped, max_skipped
+        for i, member in np.argwhere(bad):
+            step, bound = int(before.step) + int(i), float(bounds[i, member])
+            raise NonFiniteError(step, bound, before, member=int(member), skipped=skipped)
+        for i, member in enumerate(members(state)):
+            if not _healthy(member):
+                raise NonFiniteError(int(state.step) - 1, float(bounds[-1, i]), before, member=i)
         if on_epoch is not None and on_epoch(state, info):
             break
     return state
+
+
+def skipped_in_a_row(
+    before: Int[np.ndarray, "members"], skipped: Bool[np.ndarray, "steps members"]
+) -> Int[np.ndarray, "steps members"]:
+    """After each step how many in a row were skipped, `before` of them before the first."""
+    step = np.arange(1, len(skipped) + 1)[:, None]
+    last_taken = np.maximum.accumulate(np.where(skipped, -before[None], step), axis=0)
+    return step - last_taken
 
 
 @jax.jit
@@ -440,6 +497,38 @@ def make_optimizer(
             raise ValueError(f"clip_norm must be positive, got {clip_norm}")
         chain.append(optax.clip_by_global_norm(clip_norm))
     return optax.chain(*chain, OPTIMIZERS[name](learning_rate))
+
+
+def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Leave out the update of a step whose loss or gradient is not finite.
+
+    Weights and the optimizer's state stay as they were; the step counts, so that the next one
+    draws anew. `fit` ends a run when too many in a row are skipped. Put it around all else: what
+    stands outside of it, such as a clip or a decay, would act in a skipped step.
+
+    Args:
+      optimizer: any optax optimizer.
+
+    Returns:
+      An optimizer whose update takes the loss as `value`; its state is optax's
+      `ApplyIfFiniteState`, which counts the steps skipped.
+    """
+    # Optax gives up after so many and lets the update through: here `fit` ends the run before.
+    guarded = optax.apply_if_finite(optimizer, np.iinfo(np.int32).max)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, *, value: Float[Array, "..."], **extra: Any
+    ) -> tuple[Any, Any]:
+        # Optax looks at the gradient alone, which may be finite where the loss is not.
+        checked = jax.tree.map(lambda g: jnp.where(jnp.isfinite(value), g, jnp.nan), updates)
+        return guarded.update(checked, state, params, value=value, **extra)
+
+    return optax.GradientTransformationExtraArgs(guarded.init, update)
+
+
+def skips_non_finite(state: TrainState) -> bool:
+    """Whether `state` is of an optimizer that `skip_non_finite` made."""
+    return isinstance(state.opt_state, optax.ApplyIfFiniteState)
 
 
 def map_prior(dataset_size: int) -> optax.GradientTransformation:

@@ -62,24 +62,27 @@ def _end(message: str, exit_code: int) -> NoReturn:
 
 
 def main() -> None:
-    """`jvae train …`, `jvae compare …`."""
+    """`jvae train …`, `jvae compare …`, `jvae replay …`."""
     try:
         import tyro
 
-        from jvae.experiments import compare, train
+        from jvae.experiments import compare, post_mortem, train
     except ModuleNotFoundError as missing:
         _end(f"error: no module {missing.name!r}: pip install 'jvae[experiments]'", 1)
 
     def command() -> None:
         config = tyro.cli(
             Annotated[train.Config, tyro.conf.subcommand("train")]
-            | Annotated[compare.Config, tyro.conf.subcommand("compare")],
+            | Annotated[compare.Config, tyro.conf.subcommand("compare")]
+            | Annotated[post_mortem.Config, tyro.conf.subcommand("replay")],
             prog="jvae",
             description="Auto-Encoding Variational Bayes.",
         )
         if isinstance(config, train.Config):
             train.run(config)
-        else:
+        elif isinstance(config, compare.Config):
             compare.run(config)
+        else:
+            post_mortem.run(config)
 
     run(command)

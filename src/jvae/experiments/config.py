@@ -64,6 +64,10 @@ class Config:
     """Importance samples a test image for the final -log p(x); 0 leaves it out."""
     checkpoint_every: int = 5
     """Epochs between checkpoints."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is not finite: the run stops, or its update is left out."""
+    max_skipped: int = 10
+    """With --on-nonfinite skip, so many steps skipped in a row end the run."""
     seed: int = 0
     """Of the weights, the order of examples and all noise."""
     seeds: int = 1
@@ -91,10 +95,8 @@ class Config:
         Raises:
           ConfigError: names the flag, what was expected and what was given.
         """
-        for name in (
-            *("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every", "seeds"),
-            *(() if self.devices == "auto" else ("devices",)),
-        ):
+        counts = ("latent_dim", "num_samples", "batch_size", "epochs", "checkpoint_every", "seeds")
+        for name in (*counts, "max_skipped", *(() if self.devices == "auto" else ("devices",))):
             self._refuse_unless(getattr(self, name) >= 1, name, "at least 1")
         self._refuse_unless(all(size >= 1 for size in self.hidden), "hidden", "at least 1 each")
         self._refuse_unless(0 < self.learning_rate < math.inf, "learning_rate", "positive")

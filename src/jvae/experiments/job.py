@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 import jvae
 from jvae import training
-from jvae.experiments import run_folder
+from jvae.experiments import objective, run_folder
 from jvae.experiments.config import Config
 
 
@@ -76,20 +76,12 @@ class Job:
     @property
     def learning_rate(self) -> optax.ScalarOrSchedule:
         """The learning rate, or a function from the step to it."""
-        if self.config.schedule == "cosine":
-            steps = self.config.epochs * self.steps_per_epoch
-            return optax.cosine_decay_schedule(self.config.learning_rate, steps)
-        return self.config.learning_rate
+        return objective.make_learning_rate(self.config, len(self.train))
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimizer that the settings describe."""
-        return training.make_optimizer(
-            self.config.optimizer,
-            self.learning_rate,
-            clip_norm=self.config.clip_norm,
-            map_dataset_size=len(self.train) if self.config.map_prior else None,
-        )
+        return objective.make_optimizer(self.config, len(self.train))
 
     def init(self) -> training.TrainState:
         """The state before the first step, of one model or of an ensemble."""

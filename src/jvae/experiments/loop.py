@@ -2,28 +2,37 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import shlex
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 import rich.console
 import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
-from jvae.experiments import devices, figures, results, run_folder
-from jvae.experiments.config import BOUNDS
+from jvae.experiments import devices, failure, figures, objective, results, run_folder
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.job import Job
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
 FREE_ON_RESUME = {
-    *("epochs", "out", "resume", "data", "data_dir", "checkpoint_every", "nll_samples"),
+    *(
+        "epochs",
+        "out",
+        "resume",
+        "data",
+        "data_dir",
+        "checkpoint_every",
+        "nll_samples",
+        "max_skipped",
+    ),
     *("devices", "distributed", "coordinator", "num_processes", "process_id"),
 }
 
@@ -47,7 +56,8 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
         where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
-        saved, and `failure.json` says where it happened.
+        saved, `failure.json` says where it happened, and `failure/` holds that step for
+        `jvae.experiments.replay`.
       FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
     """
     job.config.check_examples(len(job.train))
@@ -104,6 +114,7 @@ def _write_results(job: Job, state: training.TrainState, result: dict[str, Any])
     run_folder.write_json(job.folder / "result.json", result)
     figures.draw(job, models[0])
     (job.folder / "failure.json").unlink(missing_ok=True)
+    shutil.rmtree(job.folder / "failure", ignore_errors=True)
     if int(state.step) % job.steps_per_epoch == 0:
         (job.folder / run_folder.UNFINISHED).unlink(missing_ok=True)
 
@@ -139,8 +150,7 @@ def _train(
     That is asked at the end of an epoch, and where data is streamed after each batch.
     """
     config, leads = job.config, distributed.is_first_process()
-    bound = functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
-    step = training.make_step(bound, job.optimizer)
+    step = training.make_step(objective.make_bound(config), job.optimizer)
     preprocess, state, examples = job.preprocess, job.init(), job.train
     if mesh is not None:
         if config.seeds == 1:
@@ -185,7 +195,10 @@ def _train(
         def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
             nonlocal start, earlier
             seconds = time.perf_counter() - start
-            bounds = [*earlier, *info.bound.tolist()]
+            of_steps = np.asarray(info.bound, object)
+            if info.skipped is not None:
+                of_steps[np.asarray(info.skipped)] = None
+            bounds = [*earlier, *of_steps.tolist()]
             if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
                 if leads:
                     run_folder.write_unfinished(job.folder, int(state.step), bounds)
@@ -217,24 +230,49 @@ def _train(
                     batches if job.streamed else examples,
                     num_epochs=config.epochs - done,
                     on_epoch=on_epoch,
+                    max_skipped=config.max_skipped,
                 )
             return state if mesh is None else distributed.to_host(state)
         except training.NonFiniteError as error:
-            good, rate = error.last_good_state, job.learning_rate
-            checkpoint.save_state(checkpoints, good)
-            failure = {
-                "step": error.step,
-                "bound": str(error.bound),
-                "learning_rate": float(rate(error.step) if callable(rate) else rate),
-                "last_good_step": int(good.step),
-            }
+            checkpoint.save_state(checkpoints, error.last_good_state)
             if leads:
-                run_folder.write_json(job.folder / "failure.json", failure)
-            error.add_note(
-                f"The learning rate was {failure['learning_rate']:g}. To go on from that state: "
-                f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
-            )
+                _write_failure(job, error)
             raise
+
+
+def _write_failure(job: Job, error: training.NonFiniteError) -> None:
+    """Keep where it happened, and the step; tell the user in notes of the error."""
+    config, rate = job.config, job.learning_rate
+    good = distributed.to_host(training.members(error.last_good_state)[error.member])
+    where: dict[str, Any] = {
+        "step": error.step,
+        "bound": str(error.bound),
+        "learning_rate": float(rate(error.step) if callable(rate) else rate),
+        "last_good_step": int(good.step),
+        "seed": config.all_seeds[error.member],
+    }
+    run_folder.write_json(job.folder / "failure.json", where)
+    seed = f"Of seed {where['seed']}. " if config.seeds > 1 else ""
+    error.add_note(
+        f"{seed}The learning rate was {where['learning_rate']:g}. To go on from that state: "
+        f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
+    )
+    batches: Iterable[Any]
+    if job.streamed:
+        batches = data.batches(
+            job.train,
+            config.batch_size,
+            seed=config.seed,
+            step=where["last_good_step"],
+            process_index=0,
+            process_count=1,
+        )
+    else:
+        key = training.step_keys(good).shuffle
+        order = training.shuffled_batches(key, len(job.train), config.batch_size)
+        batches = (job.train[batch] for batch in order)
+    folder, num_train = job.folder / "failure", len(job.train)
+    error.add_note(failure.write(folder, error, good, config, num_train, batches, job.preprocess))
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import jvae
 from jvae.evaluation import bound_by_example
 from jvae.experiments import run_folder
 from jvae.experiments.job import Job
-from jvae.training import TrainState, members
+from jvae.training import TrainState, members, skips_non_finite
 
 
 def record(
@@ -26,27 +26,45 @@ def record(
     Args:
       job: what is run.
       state: after the epoch.
-      bounds: of the epoch's steps, [steps] or of an ensemble [steps, members], nats.
+      bounds: of the epoch's steps, [steps] or of an ensemble [steps, members], nats; None for a
+        step that was skipped.
       images_per_second: over all members.
 
     Raises:
       FloatingPointError: a test ELBO is not finite.
     """
     step = int(state.step)
-    train = np.asarray(bounds, np.float64).mean(axis=0).reshape(-1).tolist()
     test = _test_elbos(job, state)
     if not np.isfinite(test).all():
         raise FloatingPointError(f"the test ELBO is {np.mean(test)} after step {step}")
-    errors = {} if len(train) == 1 else _summary(job.config.train_metric, [[t] for t in train])
     return {
         "step": step,
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
-        job.config.train_metric: float(np.mean(train)),
-        **errors,
+        **_train_metric(job, bounds),
         **_summary("test_elbo", test),
         "images_per_second": images_per_second,
+        **_skipped(state),
     }
+
+
+def _train_metric(job: Job, bounds: npt.ArrayLike) -> dict[str, Any]:
+    """The mean over the steps taken; there may be none where they can be skipped."""
+    by_step = np.asarray(bounds, np.float64)
+    by_seed = [column[~np.isnan(column)] for column in by_step.reshape(len(by_step), -1).T]
+    name = job.config.train_metric
+    if not all(len(taken) for taken in by_seed):
+        return {name: None}
+    if len(by_seed) == 1:
+        return {name: float(by_seed[0].mean())}
+    return _summary(name, by_seed)
+
+
+def _skipped(state: TrainState) -> dict[str, int]:
+    """How many steps were skipped so far, where the settings let them be."""
+    if not skips_non_finite(state):
+        return {}
+    return {"skipped_steps": int(np.sum(state.opt_state.total_notfinite))}
 
 
 def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
@@ -98,6 +116,7 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
         "weights": "after the last epoch",
         "epochs": int(state.step) // job.steps_per_epoch,
         "steps": int(state.step),
+        **_skipped(state),
         "seed": job.config.seed,
         "num_seeds": job.config.seeds,
         "images_per_second": float(np.median([r["images_per_second"] for r in records])),
