@@ -415,11 +415,7 @@ BAD_KEYS: list[tuple[Any, type[Exception], list[str]]] = [
 ]
 GOOD_X = jnp.zeros((5, 2, 3))
 BOUNDS: dict[str, Callable[..., Array]] = {
-    "sgvb_a": jvae.sgvb_a,
-    "sgvb_b": jvae.sgvb_b,
-    "iwae": jvae.iwae,
-    "beta_elbo": lambda *args: jvae.beta_elbo(*args, beta=2.0),
-    "free_bits_elbo": lambda *args: jvae.free_bits_elbo(*args, free_nats=2.0),
+    **{name: row.bound for name, row in jvae.estimators.TABLE.items()},
     "minibatch_elbo": lambda *args: jvae.minibatch_elbo(*args, dataset_size=10),
     "log_likelihood": jvae.log_likelihood,
     "reconstruct": jvae.reconstruct,

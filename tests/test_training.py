@@ -101,6 +101,48 @@ def test_a_step_is_traced_once_a_shape() -> None:
     assert traces == [(2, 5)]
 
 
+def test_settings_of_the_bound_follow_their_schedules() -> None:
+    traces = []
+
+    def weighted(
+        params: jvae.Params, x: Array, key: PRNGKeyArray, *, beta: Array, shift: Array
+    ) -> Array:
+        traces.append(x.shape)
+        return beta * toy_bound(params, x, key) + shift
+
+    x, optimizer = data(4), optax.sgd(0.1)
+    # From a step that is not the first, as a resumed run has.
+    state = training.init(toy_params(0.5), optimizer, KEY)._replace(step=jnp.int32(3))
+    scheduled = {"beta": optax.linear_schedule(0.0, 1.0, 10), "shift": lambda step: 2.0 * step}
+    step = training.make_step(weighted, optimizer, scheduled=scheduled)
+    for t in range(3, 6):
+        before = flat(state.params)
+        plain = -0.5 * ((np.asarray(x) - before) ** 2).sum(axis=-1).mean()
+        state, info = step(state, x)
+        np.testing.assert_allclose(info.bound, t / 10 * plain + 2 * t, rtol=1e-6)
+        move = 0.1 * t / 10 * (np.asarray(x).mean(axis=0) - before)
+        np.testing.assert_allclose(flat(state.params), before + move, rtol=1e-5)
+    assert traces == [(4, 5)]
+
+
+def test_a_moving_kl_weight_ends_as_the_elbo() -> None:
+    params, x, optimizer = linear_gaussian.make(4, 2, 1.0), data(3, 4), optax.sgd(0.1)
+    scheduled = {"beta": optax.linear_schedule(0.0, 1.0, 2)}
+    annealed = training.make_step(jvae.beta_elbo, optimizer, scheduled=scheduled)
+    plain = training.make_step(jvae.elbo, optimizer)
+    for t, equal in ((0, False), (1, False), (2, True), (9, True)):
+        states = [
+            training.init(params, optimizer, KEY)._replace(step=jnp.int32(t)) for _ in range(2)
+        ]
+        (one, info), (other, expected) = annealed(states[0], x), plain(states[1], x)
+        same = np.isclose(info.bound, expected.bound, rtol=1e-6)
+        close = [
+            np.allclose(a, b, rtol=1e-5)
+            for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True)
+        ]
+        assert same == all(close) == equal
+
+
 def test_init_leaves_the_callers_arrays_alone() -> None:
     params, key = toy_params(), jax.random.key(1)
     # An optimizer whose state is the weights themselves, as that of optax.contrib.prodigy.

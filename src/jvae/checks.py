@@ -1,10 +1,12 @@
 """Argument checks made at trace time, so that a wrong call fails where it was written."""
 
+import math
 import operator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def check_key(key: Any) -> None:
@@ -38,3 +40,21 @@ def check_count(name: str, value: Any) -> int:
     if count < 1:
         raise ValueError(f"{name} must be at least 1, got {count}")
     return count
+
+
+def check_between(name: str, value: Any, low: float, high: float = math.inf) -> Any:
+    """Return `value`, a finite number from `low` to `high`; one that is traced passes unseen.
+
+    Raises:
+      TypeError: `value` is no number.
+      ValueError: it is out of range.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
+    array = np.asarray(value)
+    if isinstance(value, bool) or array.dtype.kind not in "iuf":
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (np.isfinite(array) & (low <= array) & (array <= high)).all():
+        ends = [f"at least {low:g}"] * (low > -math.inf) + [f"at most {high:g}"] * (high < math.inf)
+        raise ValueError(f"{name} must be {' and '.join(['finite', *ends])}, got {value}")
+    return value

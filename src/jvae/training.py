@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -202,7 +203,12 @@ def step_keys(state: TrainState) -> StepKeys:
     return StepKeys(*jax.random.split(jax.random.fold_in(state.key, state.step), 3))
 
 
-def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
+def make_step(
+    bound: Bound,
+    optimizer: optax.GradientTransformation,
+    *,
+    scheduled: Mapping[str, optax.Schedule] = MappingProxyType({}),
+) -> Step:
     """A jitted step of Algorithm 1 in Kingma & Welling (2014): it ascends the mean bound.
 
     The gradient is that of eq. 8 divided by the dataset's size N, which no step size need know.
@@ -211,6 +217,9 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
       bound: a function `(params, x, key) -> [*batch] nats`, higher is better.
       optimizer: an optax optimizer that needs no more than the gradient, the state, the weights
         and the loss as `value`; `make_optimizer` builds the usual ones.
+      scheduled: keyword arguments of the bound that are functions of the step, such as optax
+        schedules. KL annealing (Bowman et al., 2016; Sønderby et al., 2016) is `jvae.beta_elbo`
+        with `scheduled={"beta": optax.linear_schedule(0.0, 1.0, steps)}`.
 
     Returns:
       `step(state, x) -> (state, StepInfo)`, x float [*batch, *data_shape]. The state given is
@@ -222,7 +231,9 @@ def make_step(bound: Bound, optimizer: optax.GradientTransformation) -> Step:
     def step(
         state: TrainState, x: Shaped[Array | np.ndarray, "..."]
     ) -> tuple[TrainState, StepInfo]:
-        value, gradient = jax.value_and_grad(loss(bound, state, x))(state.params)
+        settings = {name: schedule(state.step) for name, schedule in scheduled.items()}
+        negative = loss(partial(bound, **settings), state, x)
+        value, gradient = jax.value_and_grad(negative)(state.params)
         updates, opt_state = update(gradient, state.opt_state, state.params, value=value)
         params = optax.apply_updates(state.params, updates)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)

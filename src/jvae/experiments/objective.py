@@ -11,7 +11,7 @@ from jvae.experiments.config import BOUNDS, Config
 
 def make_bound(config: Config) -> Bound:
     """The bound `(params, x, key) -> [*batch] nats`."""
-    return functools.partial(BOUNDS[config.bound], num_samples=config.num_samples)
+    return functools.partial(BOUNDS[config.bound].bound, num_samples=config.num_samples)
 
 
 def make_learning_rate(config: Config, num_train: int) -> optax.ScalarOrSchedule:

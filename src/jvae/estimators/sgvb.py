@@ -1,67 +1,14 @@
-"""Bounds on log p(x): functions `(params, x, key, *, num_samples=…) -> nats per example`.
+"""The paper's SGVB estimators of the ELBO, and the ELBO with another weight on its KL."""
 
-Higher is better, and nothing is reduced over the batch. All share one sampling path: x is
-encoded once, and the samples of z are a `vmap` over `jax.random.split(key, num_samples)`.
-"""
+from typing import Any
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from jvae.checks import check_count, check_key
-from jvae.models import Params, check_data, likelihood, posterior, prior
-
-Bound = Callable[..., Float[Array, "*batch"]]
-
-
-class LogDensities(NamedTuple):
-    """log p(x|z), log p(z) and log q(z|x) at one draw z ~ q(z|x), each [*batch] nats."""
-
-    px_z: Float[Array, "*batch"]
-    pz: Float[Array, "*batch"]
-    qz_x: Float[Array, "*batch"]
-
-    @property
-    def weight(self) -> Float[Array, "*batch"]:
-        """The log importance weight, log w = log p(x, z) - log q(z|x)."""
-        return self.px_z + self.pz - self.qz_x
-
-
-def log_densities(
-    params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray
-) -> LogDensities:
-    """The three log-densities at one reparameterised draw z ~ q, given q = q(z|x).
-
-    Kingma & Welling (2014), eq. 4: z = g(ε, x) with ε from `key`.
-
-    Args:
-      params: from `jvae.init`.
-      q: `jvae.posterior(params, x)`, so that many draws encode x once.
-      x: float [*batch, *data_shape].
-      key: a typed PRNG key.
-
-    Returns:
-      `LogDensities`, each [*batch] nats.
-    """
-    z, log_qz_x = q.sample_and_log_prob(key)
-    return LogDensities(
-        px_z=likelihood(params, z).log_prob(x), pz=prior(params).log_prob(z), qz_x=log_qz_x
-    )
-
-
-def _sample_log_densities(
-    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, num_samples: int
-) -> tuple[Any, LogDensities]:
-    """q(z|x), and the log-densities at `num_samples` draws, each [num_samples, *batch]."""
-    check_key(key)
-    keys = jax.random.split(key, check_count("num_samples", num_samples))
-    q = posterior(params, x)
-    x = check_data(params, x)
-    return q, jax.vmap(lambda k: log_densities(params, q, x, k))(keys)
+from jvae.checks import check_count
+from jvae.estimators.sampling import Bound, reparameterised
+from jvae.models import Params, prior
 
 
 def _closed_form(method: str, q: Any, p: Any) -> Array:
@@ -96,7 +43,7 @@ def sgvb_a(
       TypeError: `x` is not floating point, or `key` is no typed key.
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
-    _, logs = _sample_log_densities(params, x, key, num_samples)
+    logs = reparameterised(params, x, key, num_samples).logs
     return logs.weight.mean(axis=0)
 
 
@@ -123,42 +70,11 @@ def sgvb_b(
         closed-form KL.
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
-    q, logs = _sample_log_densities(params, x, key, num_samples)
+    q, _, logs = reparameterised(params, x, key, num_samples)
     return logs.px_z.mean(axis=0) - _closed_form("kl", q, prior(params))
 
 
 elbo = sgvb_b
-
-
-def iwae(
-    params: Params, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray, *, num_samples: int = 5
-) -> Float[Array, "*batch"]:
-    """The importance-weighted bound, at least the ELBO and non-decreasing in K in expectation.
-
-        log 1/K Σₖ wₖ,  wₖ = p(x, zₖ) / q(zₖ|x)
-
-    Burda, Grosse & Salakhutdinov (2016), eq. 8. With K = 1 it is `sgvb_a`.
-
-    Args:
-      params: from `jvae.init`.
-      x: float [*batch, *data_shape].
-      key: a typed PRNG key.
-      num_samples: K, the draws of z an example.
-
-    Returns:
-      [*batch] nats.
-
-    Raises:
-      TypeError: `x` is not floating point, or `key` is no typed key.
-      ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
-    """
-    _, logs = _sample_log_densities(params, x, key, num_samples)
-    return log_mean_exp(logs.weight)
-
-
-def log_mean_exp(log_weights: Float[Array, "num *batch"]) -> Float[Array, "*batch"]:
-    """The log of the mean weight over the first axis, log 1/K Σₖ wₖ, without overflow."""
-    return jax.nn.logsumexp(log_weights, axis=0) - jnp.log(log_weights.shape[0])
 
 
 def beta_elbo(
@@ -188,7 +104,7 @@ def beta_elbo(
       TypeError: as `sgvb_b`.
       ValueError: as `sgvb_b`.
     """
-    q, logs = _sample_log_densities(params, x, key, num_samples)
+    q, _, logs = reparameterised(params, x, key, num_samples)
     return logs.px_z.mean(axis=0) - beta * _closed_form("kl", q, prior(params))
 
 
@@ -219,7 +135,7 @@ def free_bits_elbo(
       TypeError: as `sgvb_b`.
       ValueError: as `sgvb_b`.
     """
-    q, logs = _sample_log_densities(params, x, key, num_samples)
+    q, _, logs = reparameterised(params, x, key, num_samples)
     kl = jnp.maximum(free_nats, _closed_form("kl_per_dim", q, prior(params)))
     event_axes = tuple(range(logs.px_z.ndim - 1, kl.ndim))
     return logs.px_z.mean(axis=0) - kl.sum(axis=event_axes)
