@@ -57,7 +57,10 @@ class _Settings(NamedTuple):
 
 
 def prior_start(params: Params, x: Float[Array, "..."]) -> Any:
-    """The prior p(z) as the start of a path; `jvae.posterior` is another."""
+    """The prior p(z) as the start of a path, whatever x [*data_shape] is.
+
+    `jvae.posterior` is another start.
+    """
     return prior(params)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from jvae.models import Params
@@ -22,10 +23,19 @@ def rows_at_once(params: Params) -> int:
 
 
 def map_in_chunks(function: Callable[[Any], Any], arguments: Any, size: int) -> Any:
-    """`jax.vmap(function)(arguments)`, at most `size` at once, in chunks as equal as can be."""
+    """`jax.vmap(function)(arguments)`, at most `size` at once.
+
+    The chunks are of one size, so that the function is compiled once: what the last one lacks is
+    filled with the first arguments again, fewer than there are chunks.
+    """
     num = jax.tree.leaves(arguments)[0].shape[0]
     num_chunks = max(1, math.ceil(num / max(1, size)))
-    return jax.lax.map(function, arguments, batch_size=max(1, math.ceil(num / num_chunks)))
+    size = max(1, math.ceil(num / num_chunks))
+    if num % size:
+        order = np.arange(num_chunks * size) % num
+        arguments = jax.tree.map(lambda leaf: leaf[order], arguments)
+    results = jax.lax.map(function, arguments, batch_size=size)
+    return jax.tree.map(lambda leaf: leaf[:num], results)
 
 
 def map_examples(

@@ -29,7 +29,7 @@ class KLDecomposition(NamedTuple):
 
 
 def active_units(
-    params: Params, x: Shaped[Array | np.ndarray, "..."], *, threshold: float = 0.01
+    params: Params, x: Shaped[Array | np.ndarray, "..."], *, threshold: float | int = 0.01
 ) -> Bool[Array, "latent"]:
     """Which latents vary with x: Var_x(E_q[zⱼ|x]) > threshold.
 
@@ -86,7 +86,7 @@ def _kl_per_dimension(params: Params, x: Array) -> Array:
 
 
 def collapsed_dimensions(
-    params: Params, x: Shaped[Array | np.ndarray, "..."], *, threshold: float = 0.01
+    params: Params, x: Shaped[Array | np.ndarray, "..."], *, threshold: float | int = 0.01
 ) -> Bool[Array, "latent"]:
     """Which latents have collapsed to the prior: a mean KL below `threshold` nats, [latent].
 
@@ -120,11 +120,11 @@ def kl_decomposition(
     Args:
       params: from `jvae.init`.
       x: float [*batch, *data_shape], a dataset of N examples over all the batch axes.
-      key: a typed PRNG key; each example has a key of its own.
+      key: a typed PRNG key.
       num_samples: draws of z an example. The cost is N² num_samples densities.
 
     Returns:
-      `KLDecomposition`, each [*batch]: an example's share, whose means are the two parts, and the
+      `KLDecomposition`, each [*batch] nats: an example's share, whose means are the two parts, and the
       standard errors of those about their standard deviation over √N.
 
     Raises:
@@ -152,14 +152,13 @@ def _kl_decomposition(
         log_qz = jax.nn.logsumexp(jax.vmap(lambda q: q.log_prob(z))(all_q)) - math.log(num)
         return KLDecomposition(log_qz_x - log_qz, log_qz - prior(params).log_prob(z))
 
+    def draw(key: PRNGKeyArray) -> KLDecomposition:
+        return map_in_chunks(terms, (all_q, jax.random.split(key, num)), size)
+
     bytes_per_draw = 4 * sum(leaf.size for leaf in jax.tree.leaves(all_q))
     size = max(1, _BYTES // bytes_per_draw)
-    keys = jax.random.split(key, (num_samples, num))
-
-    def draw(keys: PRNGKeyArray) -> KLDecomposition:
-        return map_in_chunks(terms, (all_q, keys), size)
-
-    return jax.tree.map(lambda leaf: leaf.mean(axis=0), jax.lax.map(draw, keys))
+    draws = jax.lax.map(draw, jax.random.split(key, num_samples))
+    return jax.tree.map(lambda leaf: leaf.mean(axis=0), draws)
 
 
 def _flat(params: Params, x: Any) -> Array:

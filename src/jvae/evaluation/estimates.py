@@ -54,7 +54,7 @@ def from_log_weights(log_w: Float[Array, "num *batch"]) -> LogLikelihood:
     )
 
 
-def warn_if_unreliable(result: LogLikelihood, *, min_ess: float = 5.0) -> None:
+def warn_if_unreliable(result: LogLikelihood, *, min_ess: float | int = 5.0) -> None:
     """Warn where the effective sample size says that an estimate means little.
 
     The squared standard error is 1/ESS - 1/K: with an ESS below 5 it may pass 0.4 nats by its
