@@ -65,20 +65,21 @@ def test_a_transition_leaves_the_posterior_invariant(
     assert (np.abs(np.asarray(z) - start).max(axis=1) > 0.01).mean() > least
 
 
-@pytest.mark.parametrize("start", STARTS)
-@pytest.mark.parametrize(("num_temperatures", "num_chains"), [(1, 1), (2, 1), (5, 3)])
+@pytest.mark.parametrize(
+    ("start", "num_temperatures", "num_chains"),
+    [("prior", 1, 1), ("posterior", 2, 1), ("prior", 5, 3), ("posterior", 5, 3)],
+)
 def test_weights_average_to_px(start: str, num_temperatures: int, num_chains: int) -> None:
     params, x = overdispersed(3, 2, 0.7), data(3, 2)
-    copies = jnp.asarray(np.broadcast_to(x, (3000, 2, 3)))
-    result = evaluation.ais(
-        params,
-        copies,
-        KEY,
+    copies = jnp.asarray(np.broadcast_to(x, (2000, 2, 3)))
+    ais = partial(
+        evaluation.ais,
         num_temperatures=num_temperatures,
         num_chains=num_chains,
         num_leapfrog=3,
         start=STARTS[start],
     )
+    result = quick_jit(ais)(params, copies, KEY)
     weights = np.exp(np.asarray(result.estimate, np.float64) - Exact.of(params).log_px(x))
     assert_mean_is(weights, np.ones(2))
     # The mean is far from trivial: by Jensen log w is below log p(x).
@@ -86,19 +87,20 @@ def test_weights_average_to_px(start: str, num_temperatures: int, num_chains: in
     assert (mean < -SIGMAS * error).all()
 
 
-@pytest.mark.parametrize("schedule", [evaluation.linear_schedule, evaluation.sigmoid_schedule])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    ("start", "schedule"),
+    [("prior", evaluation.sigmoid_schedule), ("posterior", evaluation.linear_schedule)],
+)
 def test_with_many_temperatures_the_estimate_is_log_px(start: str, schedule: Any) -> None:
     params, x = linear_gaussian.make(5, 3, 0.5), data(5, 20)
-    result = evaluation.ais(
-        params,
-        jnp.asarray(x),
-        KEY,
+    ais = partial(
+        evaluation.ais,
         num_temperatures=100,
         num_chains=50,
         schedule=schedule,
         start=STARTS[start],
     )
+    result = quick_jit(ais)(params, jnp.asarray(x), KEY)
     scores = (np.asarray(result.estimate) - Exact.of(params).log_px(x)) / np.asarray(result.stderr)
     # Of 50 chains the standard error is that of a t-distribution.
     assert (np.abs(scores) < stats.t(49).isf(1e-7)).all()
@@ -120,9 +122,8 @@ def test_step_sizes_suit_every_temperature() -> None:
 
 def test_from_the_posterior_itself_every_chain_is_exact() -> None:
     params, x = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0)), data(4, 3)
-    result = evaluation.ais(
-        params, jnp.asarray(x), KEY, num_temperatures=20, num_chains=4, start=jvae.posterior
-    )
+    ais = partial(evaluation.ais, num_temperatures=20, num_chains=4, start=jvae.posterior)
+    result = quick_jit(ais)(params, jnp.asarray(x), KEY)
     np.testing.assert_allclose(result.estimate, Exact.of(params).log_px(x), rtol=2e-5)
     np.testing.assert_array_less(result.stderr, 1e-5)
     np.testing.assert_allclose(result.ess, 4, rtol=1e-6)
@@ -132,7 +133,8 @@ def test_of_one_temperature_bdmc_is_exact_in_mean() -> None:
     """log p(x|z) at z from the prior and at the z that made x, under x from the model."""
     params = linear_gaussian.make(4, 2, 1.5)
     exact = Exact.of(params)
-    lower, upper = evaluation.bdmc(params, KEY, num_examples=4000, num_temperatures=1, num_chains=1)
+    bdmc = partial(evaluation.bdmc, num_examples=4000, num_temperatures=1, num_chains=1)
+    lower, upper = quick_jit(bdmc)(params, KEY)
     entropy_of_noise = 0.5 * 4 * math.log(2 * math.pi * math.e * exact.sigma**2)
     assert_mean_is(upper, -entropy_of_noise)
     # Two independent draws of z make ‖x - W z - b‖² larger by 2 ‖W‖² in mean.
@@ -145,18 +147,17 @@ def test_the_sandwich_closes_around_log_px() -> None:
     covariance = exact.W @ exact.W.T + exact.sigma**2 * np.eye(4)
     mean_log_px = -0.5 * np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
     gaps = []
-    for num_temperatures in (1, 4, 16, 64):
-        sandwich = evaluation.bdmc(
-            params, KEY, num_examples=500, num_temperatures=num_temperatures, num_chains=4
-        )
+    for num_temperatures in (1, 8, 64):
+        bdmc = partial(evaluation.bdmc, num_temperatures=num_temperatures, num_chains=4)
+        sandwich = quick_jit(partial(bdmc, num_examples=500))(params, KEY)
         (lower, upper), errors = np.transpose([mean_and_error(side) for side in sandwich])
         assert lower - SIGMAS * errors[0] < mean_log_px < upper + SIGMAS * errors[1]
         gap, error = mean_and_error(np.subtract(sandwich.upper, sandwich.lower))
         assert gap > -SIGMAS * error
         gaps.append(gap)
     # Their order is a theorem for perfect transitions, and here no near thing.
-    assert gaps[0] > 1.5 * gaps[1] > 1.5**2 * gaps[2] > 1.5**3 * gaps[3]
-    assert gaps[3] < 0.05
+    assert gaps[0] > 2 * gaps[1] > 4 * gaps[2]
+    assert gaps[2] < 0.05
 
 
 # A model whose simulations are all of one x: its prior is sampled from p(z|x) and its likelihood
@@ -192,7 +193,7 @@ class PinnedDistribution:
         return self.inner.log_prob(value)
 
 
-@pytest.mark.parametrize(("num_temperatures", "num_chains"), [(1, 1), (2, 1), (5, 3)])
+@pytest.mark.parametrize(("num_temperatures", "num_chains"), [(2, 1), (5, 3)])
 def test_weights_in_reverse_average_to_the_inverse_of_px(
     num_temperatures: int, num_chains: int
 ) -> None:
@@ -206,16 +207,16 @@ def test_weights_in_reverse_average_to_the_inverse_of_px(
         prior=Pinned(narrow.model.prior, (tuple(exact.posterior_mean(x)[0]), tuple(deviations))),
         decoder=Pinned(narrow.model.decoder, (tuple(map(float, x[0])), (1e-20,) * 3)),
     )
-    sandwich = evaluation.bdmc(
-        jvae.Params(narrow.weights, model),
-        KEY,
-        num_examples=5000,
+    bdmc = partial(
+        evaluation.bdmc,
+        num_examples=4000,
         num_temperatures=num_temperatures,
         num_chains=num_chains,
         num_leapfrog=3,
         schedule=evaluation.linear_schedule,
         start=jvae.posterior,
     )
+    sandwich = quick_jit(bdmc)(jvae.Params(narrow.weights, model), KEY)
     log_px = exact.log_px(x)[0]
     assert_mean_is(np.exp(log_px - np.asarray(sandwich.upper, np.float64)), 1.0)
     assert_mean_is(np.exp(np.asarray(sandwich.lower, np.float64) - log_px), 1.0)
@@ -239,13 +240,12 @@ def test_the_schedules() -> None:
 def test_a_schedule_may_be_its_betas() -> None:
     params, x = linear_gaussian.make(3, 2, 1.0), jnp.asarray(data(3, 2))
     betas = evaluation.linear_schedule(7)
-    by_name = evaluation.ais(
-        params, x, KEY, num_temperatures=7, schedule=evaluation.linear_schedule
-    )
+    ais = partial(evaluation.ais, params, x, KEY, num_chains=2, num_leapfrog=1)
+    by_name = ais(num_temperatures=7, schedule=evaluation.linear_schedule)
     for schedule in (betas, jnp.asarray(betas)):
-        for a, b in zip(by_name, evaluation.ais(params, x, KEY, schedule=schedule), strict=True):
+        for a, b in zip(by_name, ais(schedule=schedule), strict=True):
             np.testing.assert_array_equal(a, b)
-    traced = jax.eval_shape(lambda betas: evaluation.ais(params, x, KEY, schedule=betas), betas)
+    traced = jax.eval_shape(lambda betas: ais(schedule=betas), betas)
     assert traced.estimate.shape == (2,)
 
 

@@ -23,24 +23,23 @@ def data(dim: int, num: int) -> np.ndarray:
 
 def test_the_mean_in_brackets_is_unbiased() -> None:
     """E[1 / p̂(x)] = 1 / p(x), which samples used both to fit and to evaluate q would miss."""
-    params, x = linear_gaussian.make(4, 2, 1.0), data(4, 3)
-    copies = jnp.asarray(np.broadcast_to(x, (500, 3, 4)))
-    result = evaluation.app_d(params, copies, KEY, num_samples=25, num_transitions=60)
+    params, x = linear_gaussian.make(4, 2, 1.0), data(4, 2)
+    copies = jnp.asarray(np.broadcast_to(x, (400, 2, 4)))
+    estimate = partial(evaluation.app_d, num_samples=20, num_transitions=50)
+    result = quick_jit(estimate)(params, copies, KEY)
     errors = Exact.of(params).log_px(x) - np.asarray(result.estimate, np.float64)
-    assert_mean_is(np.exp(errors), np.ones(3))
-    # Its standard errors are those of its errors. Their squares are of 25 weights, no more.
-    scores = errors / np.asarray(result.stderr)
-    np.testing.assert_allclose((scores**2).mean(axis=0), 1, atol=0.35)
+    assert_mean_is(np.exp(errors), np.ones(2))
 
 
 def test_many_samples_give_log_px() -> None:
-    params, x = linear_gaussian.make(5, 3, 0.5), data(5, 4)
-    result = quick_jit(partial(evaluation.app_d, num_samples=400))(params, jnp.asarray(x), KEY)
-    errors = np.asarray(result.estimate) - Exact.of(params).log_px(x)
-    assert (np.abs(errors / np.asarray(result.stderr)) < stats.norm.isf(1e-6)).all()
+    params, x = linear_gaussian.make(5, 3, 0.5), data(5, 60)
+    estimate = partial(evaluation.app_d, num_samples=150, num_transitions=50)
+    result = quick_jit(estimate)(params, jnp.asarray(x), KEY)
+    scores = (np.asarray(result.estimate) - Exact.of(params).log_px(x)) / np.asarray(result.stderr)
+    low, high = stats.chi2(60).interval(1 - 1e-6)
+    assert low < (scores**2).sum() < high
     # A Gaussian fitted to a Gaussian: the weights are near to equal.
-    np.testing.assert_array_less(result.stderr, 0.03)
-    assert (np.asarray(result.ess) > 300).all()
+    assert (np.asarray(result.ess) > 100).all()
 
 
 @pytest.mark.parametrize("latent_dim", [4, 5])

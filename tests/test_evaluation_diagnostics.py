@@ -101,7 +101,7 @@ def test_the_two_ends_of_mutual_information() -> None:
     telling = linear_gaussian.with_encoder(params, A, a, zeros, np.full(2, -4.0))
     parts = evaluation.kl_decomposition(telling, jnp.asarray(x), KEY)
     assert parts.mutual_information.shape == parts.marginal_kl.shape == (5, 10)
-    np.testing.assert_allclose(parts.mutual_information, math.log(50), rtol=1e-5)
+    np.testing.assert_allclose(parts.mutual_information, math.log(50), atol=5e-3)
     # Posteriors that are all one: nothing.
     silent = linear_gaussian.with_encoder(params, zeros, a + 1, zeros, np.full(2, -1.0))
     parts = evaluation.kl_decomposition(silent, jnp.asarray(x), KEY, num_samples=3)

@@ -124,8 +124,8 @@ def kl_decomposition(
       num_samples: draws of z an example. The cost is N² num_samples densities.
 
     Returns:
-      `KLDecomposition`, each [*batch] nats: an example's share, whose means are the two parts, and the
-      standard errors of those about their standard deviation over √N.
+      `KLDecomposition`, each [*batch] nats: an example's shares, whose means are the two parts; the
+      standard errors of those are about the shares' standard deviations over √N.
 
     Raises:
       TypeError: `x` is not floating point, or `key` is no typed key.
