@@ -7,12 +7,14 @@ import linear_gaussian
 import numpy as np
 import pytest
 from compiling import quick_jit
+from jaxtyping import Array
 from linear_gaussian import Exact
 from scipy import stats
 from standard_errors import assert_mean_is
 
 import jvae
 from jvae import evaluation
+from jvae.evaluation.posterior_samples import hmc_samples
 
 KEY = jax.random.key(3)
 
@@ -29,6 +31,25 @@ def test_the_mean_in_brackets_is_unbiased() -> None:
     result = quick_jit(estimate)(params, copies, KEY)
     errors = Exact.of(params).log_px(x) - np.asarray(result.estimate, np.float64)
     assert_mean_is(np.exp(errors), np.ones(2))
+
+
+def test_samples_are_of_the_posterior_at_the_acceptance_asked_for() -> None:
+    params, x = linear_gaussian.make(4, 2, 0.3), data(4, 1)
+    exact = Exact.of(params)
+
+    def log_joint(z: Array) -> Array:
+        px_z = jvae.likelihood(params, z).log_prob(jnp.asarray(x[0]))
+        return px_z + jvae.prior(params).log_prob(z)
+
+    start = jax.random.normal(jax.random.key(8), (2000, 2))
+    sample = quick_jit(lambda z, key: hmc_samples(log_joint, z, key, 4, 60))
+    z, acceptance = sample(start, KEY)
+    assert acceptance.shape == (60,)
+    np.testing.assert_allclose(acceptance[30:].mean(), 0.9, atol=0.04)
+    L = np.linalg.cholesky(exact.posterior_covariance)
+    deviation = (np.asarray(z, np.float64) - exact.posterior_mean(x)) @ np.linalg.inv(L).T
+    assert_mean_is(deviation, np.zeros(2))
+    assert_mean_is(deviation[:, :, None] * deviation[:, None], np.eye(2))
 
 
 def test_many_samples_give_log_px() -> None:
