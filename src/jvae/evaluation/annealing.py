@@ -78,7 +78,7 @@ def linear_schedule(num_temperatures: int) -> Float[np.ndarray, "temperatures"]:
 def sigmoid_schedule(num_temperatures: int) -> Float[np.ndarray, "temperatures"]:
     """The logistic function of t from -4 to 4, scaled to go from 0 to 1: [T + 1].
 
-    Grosse, Ghahramani & Adams (2015), Section 6.1: close steps at both ends, where the
+    Grosse, Ghahramani & Adams (2015): close steps at both ends, where the
     distributions of a path change most.
 
     Raises:
@@ -106,7 +106,7 @@ def ais(
 
         log 1/C Σ w,  log w = Σₜ (βₜ - βₜ₋₁) r(zₜ₋₁),  z₀ ~ s,  zₜ ~ HMC at f_βₜ from zₜ₋₁
 
-    Neal (2001), eq. 3-11; for decoders Wu et al. (2017), Section 3: a lower bound in expectation,
+    Neal (2001), Section 2; for decoders Wu et al. (2017): a lower bound in expectation,
     exact as T → ∞ or C → ∞. A chain makes T - 1 HMC transitions; T = 1 is importance sampling
     from s. The step size at every temperature is found beforehand for each example by four pilot
     chains, which seek an acceptance of 65 % along the same path. The chains that count have keys
@@ -159,7 +159,7 @@ def bdmc(
 ) -> Sandwich:
     """Bound log p(x) from both sides on data of the model itself, where that is possible.
 
-    Bidirectional Monte Carlo, Grosse, Ghahramani & Adams (2015), Section 4; for decoders Wu et al.
+    Bidirectional Monte Carlo, Grosse, Ghahramani & Adams (2015); for decoders Wu et al.
     (2017). A simulated pair (z, x) ~ p(z) p(x|z) holds an exact draw of p(z|x). From it, chains
     anneal from β = 1 to 0 through the same transitions as `ais` in reverse order, and the mean of
     their weights is 1 / p(x) in expectation:

@@ -33,7 +33,7 @@ def active_units(
 ) -> Bool[Array, "latent"]:
     """Which latents vary with x: Var_x(E_q[zⱼ|x]) > threshold.
 
-    Burda, Grosse & Salakhutdinov (2016), Section 4.
+    Burda, Grosse & Salakhutdinov (2016).
 
     Args:
       params: from `jvae.init`; q(z|x) has a `mean`.
@@ -113,7 +113,7 @@ def kl_decomposition(
 
         1/N Σₙ KL(q(z|xₙ) ‖ p(z)) = I(x; z) + KL(q(z) ‖ p(z)),  q(z) = 1/N Σₙ q(z|xₙ)
 
-    Hoffman & Johnson (2016), eq. 6. By Monte Carlo over z ~ q(z|xₙ), with q(z) the mixture over all
+    Hoffman & Johnson (2016). By Monte Carlo over z ~ q(z|xₙ), with q(z) the mixture over all
     N examples given, not over a minibatch: unbiased for this dataset, whose I(x; z) is at most
     log N. The two parts add up to log q(z|xₙ) - log p(z) at the draws, sample by sample.
 

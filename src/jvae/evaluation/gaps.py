@@ -11,8 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import log_densities
-from jvae.evaluation.chunks import map_examples, map_in_chunks, rows_at_once
+from jvae.evaluation.chunks import map_examples, map_in_chunks
 from jvae.models import Params, check_data, likelihood, posterior, prior
+
+# Draws of z at once for one example: those of a step of the ascent.
+_DRAWS = 16
+_LEARNING_RATE = 0.05
 
 
 class InferenceGap(NamedTuple):
@@ -46,7 +50,7 @@ def inference_gap(
 
         log p(x) - ELBO(q*)  and  ELBO(q*) - ELBO(q(z|x)),  q* = argmax of a family
 
-    Cremer, Li & Duvenaud (2018), eq. 3. q* is found for every example by ascending its ELBO from
+    Cremer, Li & Duvenaud (2018). q* is found for every example by ascending its ELBO from
     the encoder's q: Adam with a step size that falls to 0, along the path derivative of Roeder, Wu
     & Duvenaud (2017), which has no noise where q* is the posterior. The ascent never ends quite
     at the top, so that in expectation the approximation gap is not too small. Both ELBOs are then
@@ -81,10 +85,6 @@ def inference_gap(
     return InferenceGap(approximation=log_px - best, amortisation=best - encoders)
 
 
-_STEP_SAMPLES = 16
-_LEARNING_RATE = 0.05
-
-
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _elbos(
     params: Params,
@@ -107,7 +107,7 @@ def _elbos(
                 log_qz_x = jax.lax.stop_gradient(q).log_prob(z)
                 return likelihood(params, z).log_prob(x) + prior(params).log_prob(z) - log_qz_x
 
-            return -jax.vmap(weight)(jax.random.split(key, _STEP_SAMPLES)).mean()
+            return -jax.vmap(weight)(jax.random.split(key, _DRAWS)).mean()
 
         def step(carry: tuple[Any, Any], key: PRNGKeyArray) -> tuple[tuple[Any, Any], None]:
             q, state = carry
@@ -117,7 +117,7 @@ def _elbos(
         def elbo(q: Any) -> Array:
             keys = jax.random.split(elbo_key, num_samples)
             return map_in_chunks(
-                lambda key: log_densities(params, q, x, key).weight, keys, rows_at_once(params)
+                lambda key: log_densities(params, q, x, key).weight, keys, _DRAWS
             ).mean()
 
         q = posterior(params, x)
@@ -126,6 +126,4 @@ def _elbos(
         (best, _), _ = jax.lax.scan(step, (first, optimizer.init(first)), keys)
         return elbo(best), elbo(q)
 
-    # Both the ascent and the ELBOs are to fit in a chunk.
-    rows = min(max(_STEP_SAMPLES, num_samples), rows_at_once(params))
-    return map_examples(both, params, x, key, rows_per_example=rows)
+    return map_examples(both, params, x, key, rows_per_example=_DRAWS)
