@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from compiling import quick_jit
 from linear_gaussian import Exact
 from parts import CountingEncoder
+from scipy import stats
 from standard_errors import SIGMAS, assert_mean_is
 
 import jvae
 from jvae import evaluation
 from jvae.estimators import log_mean_exp
+from jvae.evaluation.chunks import rows_at_once
+from jvae.evaluation.estimates import from_log_weights
 
 KEY = jax.random.key(3)
 
@@ -44,14 +48,18 @@ def test_weights_average_to_px(
 def test_at_the_posterior_the_estimate_is_exact(num_samples: int) -> None:
     params = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0))
     x = data(4, 5)
-    estimates = jvae.log_likelihood(params, jnp.asarray(x), KEY, num_samples=num_samples)
-    np.testing.assert_allclose(estimates, Exact.of(params).log_px(x), rtol=2e-5)
+    result = evaluation.importance_sampling(params, jnp.asarray(x), KEY, num_samples=num_samples)
+    np.testing.assert_allclose(result.estimate, Exact.of(params).log_px(x), rtol=2e-5)
+    np.testing.assert_allclose(result.ess, num_samples, rtol=1e-6)
+    if num_samples > 1:
+        # Equal weights but for the rounding of their logs.
+        np.testing.assert_array_less(result.stderr, 2e-5 / math.sqrt(num_samples))
 
 
 # Below, at, across and far beyond one chunk of samples, or of examples.
 @pytest.mark.parametrize(
     ("batch", "num_samples"),
-    [((2,), 1), ((2,), 1001), ((3,), 2500), ((), 7), ((2, 3), 400), ((2100,), 2)],
+    [((2,), 1), ((2,), 1001), ((3,), 2500), ((), 7), ((2, 3), 400), ((2101,), 2)],
 )
 def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samples: int) -> None:
     params = linear_gaussian.make(4, 2, 1.0)
@@ -67,12 +75,21 @@ def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samp
     log_w = 0.5 * ((eps**2).sum(-1) - (z**2).sum(-1) - (residual**2).sum(-1))
     log_w += np.log(scale).sum(-1)[:, None] - 2 * math.log(2 * math.pi)
     top = log_w.max(axis=1, keepdims=True)
-    expected = np.log(np.exp(log_w - top).mean(axis=1)) + top[:, 0]
+    w = np.exp(log_w - top)
+    deviation = w.std(axis=1, ddof=1) if num_samples > 1 else np.inf
+    expected = evaluation.LogLikelihood(
+        estimate=np.log(w.mean(axis=1)) + top[:, 0],
+        stderr=deviation / w.mean(axis=1) / math.sqrt(num_samples),
+        ess=w.sum(axis=1) ** 2 / (w**2).sum(axis=1),
+    )
 
     given = jnp.asarray(x.reshape(*batch, 4))
+    result = evaluation.importance_sampling(params, given, KEY, num_samples=num_samples)
+    for got, wanted in zip(result, expected, strict=True):
+        assert got.shape == batch
+        np.testing.assert_allclose(np.ravel(got), wanted, rtol=1e-4, atol=1e-5)
     estimates = jvae.log_likelihood(params, given, KEY, num_samples=num_samples)
-    assert estimates.shape == batch
-    np.testing.assert_allclose(np.ravel(estimates), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(estimates, result.estimate)
 
 
 def test_the_estimate_errs_as_theory_says() -> None:
@@ -86,11 +103,106 @@ def test_the_estimate_errs_as_theory_says() -> None:
     width = 2 * inflation - 1
     second_moment = np.prod(inflation / math.sqrt(width) * np.exp(shift**2 / (S * width)))
     error = math.sqrt((second_moment - 1) / num_samples)
-    estimates = jvae.log_likelihood(params, jnp.asarray(x), KEY, num_samples=num_samples)
-    errors = (np.asarray(estimates, np.float64) - exact.log_px(x)) / error
-    assert (np.abs(errors) < SIGMAS).all()
-    # Of 300 independent standard normals the variance has standard error √(2 / 300).
-    assert abs(errors.var() - 1) < SIGMAS * math.sqrt(2 / 300)
+    result = evaluation.importance_sampling(params, jnp.asarray(x), KEY, num_samples=num_samples)
+    errors = np.asarray(result.estimate, np.float64) - exact.log_px(x)
+    # By theory's standard error, and by the estimate's own.
+    for scores in (errors / error, errors / np.asarray(result.stderr)):
+        assert (np.abs(scores) < SIGMAS).all()
+        low, high = stats.chi2(300).interval(1 - 6e-7)
+        assert low < (scores**2).sum() < high
+    # 1 / second_moment is what ESS / K tends to.
+    np.testing.assert_allclose(result.ess.mean() / num_samples, 1 / second_moment, rtol=0.01)
+
+
+# weights, their mean, standard error of its log, effective sample size
+WEIGHTS = [
+    ([1, 1, 1, 1], 1, 0, 4),
+    ([1, 3], 2, 0.5, 1.6),
+    ([1, 0], 0.5, 1, 1),
+    ([2, 2, 8, 0], 3, math.sqrt(12) / 6, 2),
+    ([5], 5, math.inf, 1),
+    ([0, 0], 0, math.inf, 0),
+]
+
+
+@pytest.mark.parametrize("log_scale", [0.0, 1000.0, -1000.0])
+@pytest.mark.parametrize(("weights", "mean", "stderr", "ess"), WEIGHTS)
+def test_what_weights_say(
+    weights: list[int], mean: float, stderr: float, ess: float, log_scale: float
+) -> None:
+    with np.errstate(divide="ignore"):
+        log_w = np.log(np.array(weights, np.float32)) + np.float32(log_scale)
+        log_mean = np.log(mean)
+    result = from_log_weights(jnp.asarray(log_w)[:, None])
+    expected = (log_mean + log_scale, stderr, ess)
+    for got, wanted in zip(result, expected, strict=True):
+        np.testing.assert_allclose(got, [wanted], rtol=3e-4 if log_scale else 1e-6, atol=1e-4)
+
+
+def log_likelihood_of_ess(ess: list[float]) -> evaluation.LogLikelihood:
+    zeros = jnp.zeros(len(ess))
+    return evaluation.LogLikelihood(zeros, zeros, jnp.asarray(ess))
+
+
+def test_an_estimate_on_few_samples_warns() -> None:
+    evaluation.warn_if_unreliable(log_likelihood_of_ess([5.0, 70.0]))
+    with pytest.warns(UserWarning, match="of 2 of 3 examples.*fewer than 5.*least 1.2"):
+        evaluation.warn_if_unreliable(log_likelihood_of_ess([4.9, 70.0, 1.2]))
+    with pytest.warns(UserWarning, match="of 1 of 1 examples.*least nan"):
+        evaluation.warn_if_unreliable(log_likelihood_of_ess([math.nan]))
+    with pytest.warns(UserWarning, match="fewer than 80"):
+        evaluation.warn_if_unreliable(log_likelihood_of_ess([5.0, 90.0]), min_ess=80)
+    scalar = evaluation.LogLikelihood(*(jnp.float32(1),) * 3)
+    with pytest.warns(UserWarning, match="of 1 of 1"):
+        evaluation.warn_if_unreliable(scalar)
+
+
+@pytest.mark.parametrize(
+    ("data_shape", "rows"), [((28, 28), 1000), ((64, 64, 3), 682), ((4000, 4000), 1)]
+)
+def test_rows_of_large_examples_are_few(data_shape: tuple[int, ...], rows: int) -> None:
+    params = jax.eval_shape(
+        lambda: jvae.init(jvae.VAE.mlp(data_shape, hidden=(1,)), jax.random.key(0))
+    )
+    assert rows_at_once(params) == rows
+
+
+# Of one kind: (params, x, key) -> LogLikelihood.
+ESTIMATORS: dict[str, Callable[..., evaluation.LogLikelihood]] = {
+    "importance_sampling": partial(evaluation.importance_sampling, num_samples=20),
+    "ais": partial(evaluation.ais, num_temperatures=3, num_chains=4, num_leapfrog=2),
+    "app_d": partial(evaluation.app_d, num_samples=5, num_transitions=3),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_take_any_batch_and_ensembles(name: str) -> None:
+    estimator = ESTIMATORS[name]
+    models = [linear_gaussian.make(3, 2, 1.0, seed=seed) for seed in (0, 1)]
+    params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
+    x = jnp.asarray(data(3, 6).reshape(2, 3, 3))
+    together = quick_jit(jax.vmap(estimator, (0, None, None)))(params, x, KEY)
+    compiled = quick_jit(estimator)
+    first, second = (compiled(one, x, KEY) for one in models)
+    assert (np.abs(first.estimate - second.estimate) > 0.2).any()
+    for member, alone in enumerate((first, second)):
+        for a, b in zip(alone, together, strict=True):
+            assert a.shape == (2, 3)
+            # Chains of HMC turn a difference of rounding into a larger one.
+            np.testing.assert_allclose(b[member], a, rtol=0.02)
+    assert [part.shape for part in jax.eval_shape(estimator, models[0], x[0, 0], KEY)] == [()] * 3
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_refuse_what_is_wrong(name: str) -> None:
+    params, x = linear_gaussian.make(3, 2, 1.0), jnp.zeros((2, 3))
+    with pytest.raises(TypeError, match="typed key"):
+        ESTIMATORS[name](params, x, jax.random.PRNGKey(0))
+    with pytest.raises(ValueError, match=r"x must have shape .*\(2, 3, 1\)"):
+        ESTIMATORS[name](params, x[..., None], KEY)
+    with pytest.raises(TypeError, match="floating"):
+        ESTIMATORS[name](params, x.astype(int), KEY)
 
 
 def largest_array(jaxpr: Any) -> int:

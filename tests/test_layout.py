@@ -15,7 +15,7 @@ from types import CodeType, ModuleType
 import pytest
 
 import jvae
-from jvae import distributions
+from jvae import distributions, evaluation
 
 ROOT = Path(jvae.__file__).parent
 # A module imports only what stands above it.
@@ -49,8 +49,13 @@ PUBLIC_FUNCTIONS = [
 BOUNDS = [
     name
     for name in PUBLIC_FUNCTIONS
-    if getattr(jvae, name).__module__.startswith(("jvae.estimators", "jvae.evaluation"))
+    if getattr(jvae, name).__module__.startswith(("jvae.estimators", "jvae.evaluation.importance"))
 ]
+EVALUATION_FUNCTIONS = [
+    name for name in evaluation.__all__ if inspect.isfunction(getattr(evaluation, name))
+]
+# Those that estimate something of p(x) or of the latents, in nats.
+LIKELIHOODS = ["ais", "app_d", "bdmc", "importance_sampling", "inference_gap", "kl_decomposition"]
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
@@ -96,7 +101,15 @@ def test_the_package_of_experiments_imports_nothing() -> None:
 def test_importing_jvae_imports_nothing_heavy() -> None:
     optional = ("tensorflow", "torch", "matplotlib", "tyro", "orbax", "numpyro", "grain")
     # Required, and for all that imported only by the data that needs them.
-    later = ("tensorflow_datasets", "array_record", "PIL", "pyarrow", "requests", "scipy.io")
+    later = (
+        "tensorflow_datasets",
+        "array_record",
+        "PIL",
+        "pyarrow",
+        "requests",
+        "scipy.io",
+        "blackjax",
+    )
     heavy = (*optional, *later, "jvae.experiments")
     code = f"import sys, jvae; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -144,6 +157,26 @@ def test_docstrings_of_bounds_give_unit_and_source(name: str) -> None:
     docstring = inspect.getdoc(getattr(jvae, name)) or ""
     assert "nats" in docstring
     assert re.search(r"\((19|20)\d\d\)", docstring)
+
+
+@pytest.mark.parametrize("name", EVALUATION_FUNCTIONS)
+def test_docstrings_of_evaluation_give_shapes(name: str) -> None:
+    function = inspect.unwrap(getattr(evaluation, name))
+    arrays = [a for a in function.__annotations__.values() if hasattr(a, "array_type")]
+    assert not arrays or re.search(r"\[[\w*, +]*\]", inspect.getdoc(function) or "")
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_docstrings_of_likelihoods_give_unit_and_source(name: str) -> None:
+    docstring = inspect.getdoc(getattr(evaluation, name)) or ""
+    assert "nats" in docstring
+    assert "Raises:" in docstring
+    assert re.search(r"\((19|20)\d\d\)", docstring)
+
+
+def test_no_module_of_evaluation_is_named_like_its_functions() -> None:
+    for name in evaluation.__all__:
+        assert importlib.util.find_spec(f"jvae.evaluation.{name}") is None
 
 
 @pytest.mark.parametrize("family", [distributions.Bernoulli, distributions.DiagonalGaussian])

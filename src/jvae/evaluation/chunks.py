@@ -1,0 +1,67 @@
+"""Work over examples and draws a chunk at a time, so that memory is bounded."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+
+from jvae.models import Params
+
+# Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache.
+_ROWS = 1000
+# What the rows of large examples may take together.
+_BYTES = 2**25
+
+
+def rows_at_once(params: Params) -> int:
+    """How many values of x a chunk may hold."""
+    bytes_per_row = 4 * math.prod(params.model.data_shape)
+    return max(1, min(_ROWS, _BYTES // bytes_per_row))
+
+
+def map_in_chunks(function: Callable[[Any], Any], arguments: Any, size: int) -> Any:
+    """`jax.vmap(function)(arguments)`, at most `size` at once.
+
+    The chunks are of one size, so that the function is compiled once: what the last one lacks is
+    filled with the first arguments again, fewer than there are chunks.
+    """
+    num = jax.tree.leaves(arguments)[0].shape[0]
+    num_chunks = max(1, math.ceil(num / max(1, size)))
+    size = max(1, math.ceil(num / num_chunks))
+    if num % size:
+        order = np.arange(num_chunks * size) % num
+        arguments = jax.tree.map(lambda leaf: leaf[order], arguments)
+    results = jax.lax.map(function, arguments, batch_size=size)
+    return jax.tree.map(lambda leaf: leaf[:num], results)
+
+
+def map_examples(
+    function: Callable[[Array, PRNGKeyArray], Any],
+    params: Params,
+    x: Array,
+    key: PRNGKeyArray,
+    *,
+    rows_per_example: int,
+) -> Any:
+    """`function(x, key)` of every example, each with a key of its own.
+
+    Args:
+      function: from one example [*data_shape] and a key to a pytree of arrays.
+      params: from `jvae.init`.
+      x: float [*batch, *data_shape].
+      key: a typed PRNG key.
+      rows_per_example: how many values of x `function` holds at once.
+
+    Returns:
+      The pytree, its arrays with [*batch] in front.
+    """
+    data_shape = params.model.data_shape
+    batch = x.shape[: x.ndim - len(data_shape)]
+    flat = x.reshape(math.prod(batch), *data_shape)
+    keys = jax.random.split(key, flat.shape[0])
+    size = rows_at_once(params) // rows_per_example
+    results = map_in_chunks(lambda example: function(*example), (flat, keys), size)
+    return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)
