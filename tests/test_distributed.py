@@ -1,5 +1,6 @@
 """Several devices, and several processes: the numbers are those of one."""
 
+import functools
 import os
 import signal
 import socket
@@ -19,7 +20,7 @@ from runs import assert_same_state, metrics
 from weights import random_params
 
 import jvae
-from jvae import checkpoint, data, distributed, training
+from jvae import checkpoint, data, distributed, evaluation, training
 from jvae.experiments import run_folder
 from jvae.training import TrainState
 
@@ -84,6 +85,23 @@ def test_what_lies_on_many_devices_comes_back() -> None:
     back = distributed.to_host(there)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(back)} == {1}
     assert_same_state(back, start())
+
+
+@pytest.mark.parametrize("num", [16, 13, 3])
+@pytest.mark.parametrize("name", ["bound_by_example", "log_likelihood"])
+def test_examples_over_devices_are_evaluated_as_on_one(name: str, num: int) -> None:
+    evaluate = {
+        "bound_by_example": functools.partial(evaluation.bound_by_example, bound=jvae.elbo),
+        "log_likelihood": functools.partial(jvae.log_likelihood, num_samples=7),
+    }[name]
+    params, key = random_params(MODEL), jax.random.key(4)
+    x = (IMAGES[:num] > 127).astype(np.float32)
+    mesh = distributed.make_mesh(8)
+    there = evaluate(distributed.replicate(params, mesh), distributed.split_examples(x, mesh), key)
+    assert len(there.sharding.device_set) == 8
+    assert {shard.data.shape for shard in there.addressable_shards} == {(-(-num // 8),)}
+    one = evaluate(params, x, key)
+    np.testing.assert_allclose(distributed.to_host(there)[:num], one, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("num", "error"), [(9, ValueError), (0, ValueError), (1.5, TypeError)])

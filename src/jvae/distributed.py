@@ -135,6 +135,21 @@ def join_batches(
         yield jax.make_array_from_process_local_data(split, batch)
 
 
+def split_examples(
+    x: Shaped[Array | np.ndarray, "num ..."], mesh: Mesh
+) -> Shaped[Array, "padded ..."]:
+    """Examples, given alike in every process, shared out over the devices of `mesh`.
+
+    `jvae.log_likelihood`, `jvae.evaluation.importance_sampling` and `bound_by_example` work on
+    them where they lie. Where their number is no multiple of the devices', the first ones stand
+    again at the end: cut the results with `to_host(...)[:num]`.
+    """
+    padded = -(-len(x) // mesh.size) * mesh.size
+    return _place(
+        np.resize(x, (padded, *x.shape[1:])), NamedSharding(mesh, PartitionSpec("devices"))
+    )
+
+
 def to_host(tree: Tree) -> Tree:
     """Arrays on one device of this process, from such as lie on several."""
 

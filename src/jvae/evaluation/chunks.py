@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from jvae.models import Params
@@ -20,6 +21,14 @@ def rows_at_once(params: Params) -> int:
     """How many values of x a chunk may hold."""
     bytes_per_row = 4 * math.prod(params.model.data_shape)
     return max(1, min(_ROWS, _BYTES // bytes_per_row))
+
+
+def mesh_of(x: Array | np.ndarray) -> Mesh | None:
+    """The devices that examples are split over (`jvae.distributed.split_examples`), or None."""
+    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, NamedSharding) or sharding.is_fully_replicated:
+        return None
+    return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
 
 
 def map_in_chunks(function: Callable[[Any], Any], arguments: Any, size: int) -> Any:
@@ -38,6 +47,25 @@ def map_in_chunks(function: Callable[[Any], Any], arguments: Any, size: int) -> 
     return jax.tree.map(lambda leaf: leaf[:num], results)
 
 
+def map_on_devices(
+    function: Callable[..., Any], arguments: tuple[Any, ...], size: int, mesh: Mesh | None
+) -> Any:
+    """`jax.vmap(function)(*arguments)`, at most `size` at once on each device."""
+
+    def map_here(*arguments: Any) -> Any:
+        return map_in_chunks(lambda row: function(*row), arguments, size)
+
+    if mesh is None:
+        return map_here(*arguments)
+    split = PartitionSpec(mesh.axis_names)
+    specs = tuple(split for _ in arguments)
+    # Each device works by itself, so that there is no variance over the mesh to check.
+    on_devices = jax.shard_map(
+        map_here, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False
+    )
+    return on_devices(*arguments)
+
+
 def map_examples(
     function: Callable[[Array, PRNGKeyArray], Any],
     params: Params,
@@ -45,6 +73,7 @@ def map_examples(
     key: PRNGKeyArray,
     *,
     rows_per_example: int,
+    mesh: Mesh | None = None,
 ) -> Any:
     """`function(x, key)` of every example, each with a key of its own.
 
@@ -54,6 +83,7 @@ def map_examples(
       x: float [*batch, *data_shape].
       key: a typed PRNG key.
       rows_per_example: how many values of x `function` holds at once.
+      mesh: `mesh_of(x)`, known only outside `jit`; each device maps over the examples it has.
 
     Returns:
       The pytree, its arrays with [*batch] in front.
@@ -63,5 +93,5 @@ def map_examples(
     flat = x.reshape(math.prod(batch), *data_shape)
     keys = jax.random.split(key, flat.shape[0])
     size = rows_at_once(params) // rows_per_example
-    results = map_in_chunks(lambda example: function(*example), (flat, keys), size)
+    results = map_on_devices(function, (flat, keys), size, mesh)
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)

@@ -4,10 +4,12 @@ import functools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import Bound
+from jvae.evaluation.chunks import map_on_devices, mesh_of
 from jvae.models import Params
 
 
@@ -21,7 +23,8 @@ def bound_by_example(
 ) -> Float[Array, "num"]:
     """A bound on every example of a dataset, a batch at a time.
 
-    Each example has a key of its own, so that the result does not depend on `batch_size`.
+    Each example has a key of its own, so that the result does not depend on `batch_size`, nor on
+    the devices that examples are split over (`jvae.distributed.split_examples`).
 
     Args:
       params: from `jvae.init`.
@@ -38,16 +41,18 @@ def bound_by_example(
       ValueError: `batch_size` is below 1; and as `bound`.
     """
     check_key(key)
-    return _bound_by_example(params, x, key, bound, check_count("batch_size", batch_size))
+    batch_size = check_count("batch_size", batch_size)
+    return _bound_by_example(params, x, key, bound, batch_size, mesh_of(x))
 
 
-@functools.partial(jax.jit, static_argnums=(3, 4))
+@functools.partial(jax.jit, static_argnums=(3, 4, 5))
 def _bound_by_example(
     params: Params,
     x: Shaped[Array | np.ndarray, "num ..."],
     key: PRNGKeyArray,
     bound: Bound,
     batch_size: int,
+    mesh: Mesh | None,
 ) -> Float[Array, "num"]:
     keys = jax.random.split(key, x.shape[0])
-    return jax.lax.map(lambda e: bound(params, *e), (x, keys), batch_size=batch_size)
+    return map_on_devices(functools.partial(bound, params), (x, keys), batch_size, mesh)

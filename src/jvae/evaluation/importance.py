@@ -4,11 +4,12 @@ import functools
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import log_densities
-from jvae.evaluation.chunks import map_examples, map_in_chunks, rows_at_once
+from jvae.evaluation.chunks import map_examples, map_in_chunks, mesh_of, rows_at_once
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
 from jvae.models import Params, check_data, posterior
 
@@ -26,7 +27,8 @@ def importance_sampling(
 
     Burda, Grosse & Salakhutdinov (2016), Section 2: a lower bound in expectation, exact as
     K → ∞. Exactly K samples are drawn, in chunks: memory does not grow with K or with the batch
-    beyond one number a sample of the examples in hand.
+    beyond one number a sample of the examples in hand. Examples that are split over devices
+    (`jvae.distributed.split_examples`) are worked on where they lie, with the same numbers.
 
     Args:
       params: from `jvae.init`.
@@ -43,14 +45,17 @@ def importance_sampling(
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
     check_key(key)
-    return _importance_sampling(
-        params, check_data(params, x), key, check_count("num_samples", num_samples)
-    )
+    num_samples = check_count("num_samples", num_samples)
+    return _importance_sampling(params, check_data(params, x), key, num_samples, mesh_of(x))
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=(3, 4))
 def _importance_sampling(
-    params: Params, x: Float[Array, "..."], key: PRNGKeyArray, num_samples: int
+    params: Params,
+    x: Float[Array, "..."],
+    key: PRNGKeyArray,
+    num_samples: int,
+    mesh: Mesh | None,
 ) -> LogLikelihood:
     def estimate(x: Array, key: PRNGKeyArray) -> LogLikelihood:
         q = posterior(params, x)
@@ -61,7 +66,7 @@ def _importance_sampling(
         )
         return from_log_weights(log_w)
 
-    return map_examples(estimate, params, x, key, rows_per_example=num_samples)
+    return map_examples(estimate, params, x, key, rows_per_example=num_samples, mesh=mesh)
 
 
 def log_likelihood(

@@ -1,6 +1,7 @@
 """What is to be run: settings, model, data and protocol of a training run."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,8 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import jvae
-from jvae import training
-from jvae.experiments import objective, run_folder
+from jvae import distributed, training
+from jvae.experiments import devices, objective, run_folder
 from jvae.experiments.config import Config
 
 
@@ -62,6 +63,12 @@ class Job:
             Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
             for seed in self.config.all_seeds
         ]
+
+    @functools.cached_property
+    def test_on_devices(self) -> Float[Array, "padded ..."]:
+        """`test`, shared out over the devices of the run; cut what comes of it to its length."""
+        mesh = devices.choose(self.config)
+        return self.test if mesh is None else distributed.split_examples(self.test, mesh)
 
     @property
     def streamed(self) -> bool:

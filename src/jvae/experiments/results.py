@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import rich.console
 import rich.table
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 import jvae
+from jvae import distributed
 from jvae.evaluation import bound_by_example
 from jvae.experiments import run_folder
 from jvae.experiments.job import Job
@@ -72,11 +73,15 @@ def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
 
     def elbos(params: jvae.Params, key: PRNGKeyArray) -> npt.NDArray[np.float64]:
         key = jax.random.fold_in(key, state.step)
-        return np.asarray(bound_by_example(params, job.test, key, bound=jvae.elbo), np.float64)
+        return _of_test(job, bound_by_example(params, job.test_on_devices, key, bound=jvae.elbo))
 
     return [
         elbos(one.params, keys.elbo) for one, keys in zip(members(state), job.keys, strict=True)
     ]
+
+
+def _of_test(job: Job, values: Float[Array, "padded"]) -> npt.NDArray[np.float64]:
+    return np.asarray(distributed.to_host(values), np.float64)[: len(job.test)]
 
 
 def _summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
@@ -99,8 +104,10 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     if num_samples := job.config.nll_samples:
         nlls = []
         for one, keys in zip(members(state), job.keys, strict=True):
-            log_px = jvae.log_likelihood(one.params, job.test, keys.nll, num_samples=num_samples)
-            nlls.append(-np.asarray(log_px, np.float64))
+            log_px = jvae.log_likelihood(
+                one.params, job.test_on_devices, keys.nll, num_samples=num_samples
+            )
+            nlls.append(-_of_test(job, log_px))
         result |= _summary("test_nll", nlls)
         nll = result["test_nll"]
         result["test_nll_estimator"] = f"importance sampling from q(z|x), K = {num_samples}"
