@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -166,3 +167,37 @@ def test_encoder_and_decoder_are_drawn_apart() -> None:
     params = jvae.init(jvae.VAE.mlp((4,), 4, hidden=(4,)), jax.random.key(0))
     first, second = (params.weights[n]["params"]["hidden_0"] for n in ("encoder", "decoder"))
     assert (first["kernel"] != second["kernel"]).all()
+
+
+# Mixed precision.
+
+
+def test_layers_of_16_bits_give_distributions_of_32() -> None:
+    """A bfloat16 has 8 significant bits: inputs, weights and each layer's outputs are rounded."""
+    full = jvae.VAE.mlp(data_shape=(6,), latent_dim=3, hidden=(7,), likelihood="gaussian")
+    half = jvae.VAE.mlp(
+        data_shape=(6,), latent_dim=3, hidden=(7,), likelihood="gaussian", precision="bfloat16"
+    )
+    params = random_params(full)
+    mixed = dataclasses.replace(params, model=half)
+    x = normal(20, 6)
+    q, exact = jvae.posterior(mixed, x), jvae.posterior(params, x)
+    assert q.loc.dtype == q.log_scale.dtype == jnp.float32
+    # The output sums 7 products of size below 3, each of two factors rounded to 2⁻⁹.
+    error = np.abs(q.loc - exact.loc).max()
+    assert 2**-14 < error < 7 * 3 * 2 * 2**-9
+    elbo, gradient = jax.value_and_grad(lambda p: jvae.elbo(p, x, jax.random.key(0)).mean())(mixed)
+    assert {leaf.dtype for leaf in jax.tree.leaves((elbo, gradient))} == {jnp.dtype("float32")}
+    products = jax.make_jaxpr(lambda p: jvae.posterior(p, x).loc)(mixed).pretty_print()
+    assert "bf16" in products
+
+
+def test_weights_start_the_same_in_any_precision() -> None:
+    models = [jvae.VAE.mlp((6,), 3, (7,), precision=name) for name in networks.PRECISIONS]
+    weights = [jvae.init(model, jax.random.key(0)).weights for model in models]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown precision 'float16'"):
+        jvae.VAE.mlp(precision="float16")

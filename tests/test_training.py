@@ -1,7 +1,9 @@
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import linear_gaussian
@@ -12,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from standard_errors import ROUNDING
 
 import jvae
-from jvae import binarisation, training
+from jvae import binarisation, networks, training
 from jvae.training import StepInfo, TrainState
 
 KEY = jax.random.key(5)
@@ -262,6 +264,59 @@ def test_a_batch_size_that_cannot_be_is_refused(batch_size: int) -> None:
 
 
 # A streamed epoch.
+
+
+class ConvolvingEncoder(nn.Module):
+    """q(z|x) by way of one convolution."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Any:
+        h = nn.tanh(nn.Conv(2, (3, 3))(x.reshape(-1, 4, 4, 1)))
+        outputs = nn.Dense(4)(h.reshape(*x.shape[:-2], -1))
+        return networks.Gaussian()(tuple(jnp.split(outputs, 2, axis=-1)), 1)
+
+
+def convolving() -> jvae.VAE:
+    return dataclasses.replace(
+        jvae.VAE.mlp(data_shape=(4, 4), latent_dim=2, hidden=(5,)), encoder=ConvolvingEncoder()
+    )
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+@pytest.mark.parametrize("convolves", [True, False])
+def test_convolutions_on_a_cpu_run_a_call_a_step(
+    convolves: bool, num_members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their gradients are slow inside a loop; the epoch is the same one, to rounding."""
+    model = convolving() if convolves else jvae.VAE.mlp(data_shape=(4, 4), latent_dim=2)
+    optimizer = optax.sgd(0.01)
+    by_step: list[int] = []
+    streamed = training.make_streamed_epoch
+
+    def counted(*parts: Any) -> training.Epoch:
+        epoch = streamed(*parts)
+        return lambda *args: by_step.append(1) or epoch(*args)  # type: ignore[func-returns-value]
+
+    monkeypatch.setattr(training, "make_streamed_epoch", counted)
+    step = training.make_step(jvae.elbo, optimizer)
+    states = [
+        training.init(jvae.init(model, jax.random.key(i)), optimizer, jax.random.key(i))
+        for i in range(num_members)
+    ]
+    state = states[0] if num_members == 1 else training.ensemble(states)
+    images = np.random.default_rng(0).random((12, 4, 4), np.float32)
+    after, info = training.make_epoch(step, 4)(state, images)
+    assert info.bound.shape == ((3,) if num_members == 1 else (3, num_members))
+    assert sum(by_step) == (num_members if convolves else 0)
+    expected = streamed(step)
+    for one, start in zip(training.members(after), states, strict=True):
+        order = training.shuffled_batches(training.step_keys(start).shuffle, 12, 4)
+        wanted, _ = expected(start, listed(images[order]))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+            one.params.weights,
+            wanted.params.weights,
+        )
 
 
 def listed(batches: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:

@@ -48,6 +48,7 @@ class VAE:
         activation: str | networks.Activation = "tanh",
         likelihood: str | networks.Family = "bernoulli",
         initialiser: str = "paper",
+        precision: str = "float32",
     ) -> "VAE":
         """The models of Kingma & Welling (2014), App. C; the defaults are its MNIST model.
 
@@ -60,6 +61,8 @@ class VAE:
           likelihood: "bernoulli", "gaussian", `jvae.Bernoulli()` or `jvae.Gaussian(...)`.
           initialiser: "paper" (every weight and bias from N(0, variance 0.01)) or "lecun"
             (variance 1 / fan-in, zero biases).
+          precision: "float32", or "bfloat16" for layers that compute in 16 bits where the hardware
+            gains by it; weights, distributions and bounds stay float32.
 
         Raises:
           TypeError: an argument of the wrong kind.
@@ -75,6 +78,7 @@ class VAE:
         names = [name for name, known in networks.ACTIVATIONS.items() if activation is known]
         activation = names[0] if names else activation
         _check_name("initialiser", initialiser, networks.INITIALISERS)
+        _check_name("precision", precision, networks.PRECISIONS)
         if isinstance(likelihood, str):
             _check_name("likelihood", likelihood, networks.FAMILIES)
             likelihood = networks.FAMILIES[likelihood]
@@ -83,7 +87,9 @@ class VAE:
                 f"likelihood must be one of {sorted(networks.FAMILIES)}, jvae.Bernoulli() or "
                 f"jvae.Gaussian(...), got {likelihood!r}"
             )
-        mlp = functools.partial(networks.MLP, activation=activation, initialiser=initialiser)
+        mlp = functools.partial(
+            networks.MLP, activation=activation, initialiser=initialiser, precision=precision
+        )
         return cls(
             data_shape=data_shape,
             encoder=mlp(

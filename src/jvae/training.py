@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -142,6 +143,9 @@ def members(state: TrainState) -> list[TrainState]:
     """The states of an ensemble's members; of a single model, the state itself alone."""
     if not state.key.ndim:
         return [state]
+    # Indexing what lies on several devices is a program over all of them, and many of those at
+    # once can wait for each other for ever.
+    state = jax.device_put(state, jax.local_devices()[0])
     return [
         TrainState(state.step, *jax.tree.map(operator.itemgetter(i), tuple(state[1:])))
         for i in range(len(state.key))
@@ -298,25 +302,53 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
         return jax.lax.scan(body, state, indices)
 
-    run_members = over_members(run)
+    run_members, run_steps = over_members(run), make_streamed_epoch(step, preprocess)
+    by_step: bool | None = None
 
     def epoch(
         state: TrainState,
         data: Shaped[Array | np.ndarray, "num ..."],
         order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
     ) -> tuple[TrainState, StepInfo]:
+        nonlocal by_step
         data = jnp.asarray(data)
+        if by_step is None:
+            by_step = _convolves_on_cpu(run, state, data, batch_size)
+        if by_step and state.key.ndim:
+            after, info = zip(*(epoch(one, data, order) for one in members(state)), strict=True)
+            return ensemble(after), jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *info)
         if not state.key.ndim:
             order = _order(state, len(data), batch_size) if order is None else order
+            if by_step:
+                return run_steps(state, lambda _: (data[batch] for batch in order))
             return run(state, data, order)
         if order is None:
-            own: list[Any] = [_order(one, len(data), batch_size) for one in members(state)]
+            keys = state._replace(params=None, opt_state=None)  # type: ignore[arg-type]
+            own: list[Any] = [_order(one, len(data), batch_size) for one in members(keys)]
         else:
             own = [order] * len(state.key)
         state, infos = run_members(state, data, jnp.stack(own))
         return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), infos)
 
     return epoch
+
+
+def _convolves_on_cpu(run: Any, state: TrainState, data: Array, batch_size: int) -> bool:
+    """Whether an epoch in one compiled call would be slow.
+
+    XLA on CPU takes 20 times as long for the gradient of a convolution's kernel inside a loop.
+    """
+    if isinstance(data, jax.core.Tracer) or {d.platform for d in data.devices()} != {"cpu"}:
+        return False
+    steps = steps_per_epoch(len(data), batch_size)
+    order = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
+    return _convolves(run.trace(members(state)[0], data, order).jaxpr.jaxpr)
+
+
+def _convolves(jaxpr: jax.extend.core.Jaxpr) -> bool:
+    return any(equation.primitive.name == "conv_general_dilated" for equation in jaxpr.eqns) or any(
+        map(_convolves, jax.extend.core.subjaxprs(jaxpr))
+    )
 
 
 def _order(state: TrainState, num: int, batch_size: int) -> Int[np.ndarray, "steps batch"]:
@@ -439,9 +471,9 @@ def fit(
         for i, member in np.argwhere(bad):
             step, bound = int(before.step) + int(i), float(bounds[i, member])
             raise NonFiniteError(step, bound, before, member=int(member), skipped=skipped)
-        for i, member in enumerate(members(state)):
-            if not _healthy(member):
-                raise NonFiniteError(int(state.step) - 1, float(bounds[-1, i]), before, member=i)
+        for member in np.flatnonzero(~np.asarray(_healthy(state))):
+            step, bound = int(state.step) - 1, float(bounds[-1, member])
+            raise NonFiniteError(step, bound, before, member=int(member))
         if on_epoch is not None and on_epoch(state, info):
             break
     return state
@@ -457,11 +489,15 @@ def skipped_in_a_row(
 
 
 @jax.jit
-def _healthy(state: TrainState) -> Array:
+def _healthy(state: TrainState) -> Bool[Array, "members"]:
     """No infinite weight and no NaN at all; an optimizer's state may well hold an infinity."""
-    finite = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]
-    no_nan = [~jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state.opt_state)]
-    return jnp.stack([*finite, *no_nan]).all()
+
+    def all_of_a_member(good: Array) -> Array:
+        return good.reshape(len(state.key) if state.key.ndim else 1, -1).all(axis=1)
+
+    finite = [all_of_a_member(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
+    no_nan = [all_of_a_member(~jnp.isnan(leaf)) for leaf in jax.tree.leaves(state.opt_state)]
+    return jnp.stack([*finite, *no_nan]).all(axis=0)
 
 
 def _adagrad(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:

@@ -47,6 +47,9 @@ class Config:
     """Nonlinearity of the hidden layers."""
     initialiser: Literal["paper", "lecun"] = "paper"
     """paper: all from N(0, variance 0.01). lecun: variance 1 / fan-in, zero biases."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the layers' arithmetic; all else is float32. bfloat16 gains on TPUs and recent GPUs, and
+    loses on CPUs."""
     bound: BoundName = "elbo"
     """To maximise. elbo: SGVB B. sgvb_a: all by Monte Carlo. iwae: importance-weighted. The others
     are in README's table, with the settings that they have by default."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import jvae
@@ -65,10 +66,18 @@ class Job:
         ]
 
     @functools.cached_property
+    def mesh(self) -> Mesh | None:
+        """The devices of the run; None for a single one.
+
+        Raises:
+          ConfigError: there are fewer than asked for, or they cannot share the work equally.
+        """
+        return devices.choose(self.config)
+
+    @functools.cached_property
     def test_on_devices(self) -> Float[Array, "padded ..."]:
         """`test`, shared out over the devices of the run; cut what comes of it to its length."""
-        mesh = devices.choose(self.config)
-        return self.test if mesh is None else distributed.split_examples(self.test, mesh)
+        return self.test if self.mesh is None else distributed.split_examples(self.test, self.mesh)
 
     @property
     def streamed(self) -> bool:

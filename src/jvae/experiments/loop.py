@@ -17,7 +17,7 @@ import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
-from jvae.experiments import devices, failure, figures, objective, results, run_folder
+from jvae.experiments import failure, figures, objective, results, run_folder
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.job import Job
 
@@ -61,7 +61,7 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
       FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
     """
     job.config.check_examples(len(job.train))
-    mesh = devices.choose(job.config)
+    mesh = job.mesh
     with contextlib.ExitStack() as stack:
         distributed.on_first_process(lambda: _open(job, stack))
         interrupt = stack.enter_context(catch_interrupt())
@@ -127,11 +127,15 @@ def _check_same_run(job: Job) -> None:
         free.remove("epochs")  # the schedule's length: every epoch depends on it
     if (job.folder / "failure.json").exists():
         free.add("learning_rate")  # the same one would fail again
-    fixed = {field.name for field in dataclasses.fields(job.config)} - free
+    fields = dataclasses.fields(job.config)
+    # A setting that is newer than the run had its default.
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    before = run_folder.json_round_trip(defaults) | saved
+    fixed = {field.name for field in fields} - free
     changed = [
-        f"{name} was {saved.get(name)}, is {ours[name]}"
+        f"{name} was {before.get(name)}, is {ours[name]}"
         for name in [*sorted(fixed), "protocol"]
-        if saved.get(name) != ours[name]
+        if before.get(name) != ours[name]
     ]
     if changed:
         raise run_folder.RunFolderError(

@@ -76,8 +76,16 @@ def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
         return _of_test(job, bound_by_example(params, job.test_on_devices, key, bound=jvae.elbo))
 
     return [
-        elbos(one.params, keys.elbo) for one, keys in zip(members(state), job.keys, strict=True)
+        elbos(params, keys.elbo) for params, keys in zip(_models(job, state), job.keys, strict=True)
     ]
+
+
+def _models(job: Job, state: TrainState) -> list[jvae.Params]:
+    """The weights of each model, on all of the run's devices."""
+    models = [one.params for one in members(state)]
+    if job.mesh is None:
+        return models
+    return [distributed.replicate(params, job.mesh) for params in models]
 
 
 def _of_test(job: Job, values: Float[Array, "padded"]) -> npt.NDArray[np.float64]:
@@ -103,9 +111,9 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     result = _summary("test_elbo", _test_elbos(job, state))
     if num_samples := job.config.nll_samples:
         nlls = []
-        for one, keys in zip(members(state), job.keys, strict=True):
+        for params, keys in zip(_models(job, state), job.keys, strict=True):
             log_px = jvae.log_likelihood(
-                one.params, job.test_on_devices, keys.nll, num_samples=num_samples
+                params, job.test_on_devices, keys.nll, num_samples=num_samples
             )
             nlls.append(-_of_test(job, log_px))
         result |= _summary("test_nll", nlls)

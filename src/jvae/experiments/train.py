@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -119,6 +120,10 @@ def train_on(
             "training part too: where they are copies, results on them say nothing of new data.[/]",
             soft_wrap=True,
         )
+    if config.precision == "bfloat16" and jax.default_backend() == "cpu":
+        console.print(
+            "[bold yellow]WARNING: on a CPU --precision bfloat16 is slower than float32.[/]"
+        )
     x = (_pixels if is_pixels else _numbers)(dataset, config, streamed=streamed)
     description = {
         "dataset": dataset.name,
@@ -141,6 +146,7 @@ def train_on(
         activation=config.activation,
         initialiser=config.initialiser,
         likelihood=x.family,
+        precision=config.precision,
     )
     return loop.run(
         Job(
