@@ -18,6 +18,7 @@ from standard_errors import ROUNDING, SIGMAS, assert_mean_is, mean_and_error
 from weights import random_params
 
 import jvae
+from jvae.estimators import sampling
 
 KEY = jax.random.key(11)
 NUM_DRAWS = 20_000
@@ -412,3 +413,36 @@ def test_saturated_decoders_train() -> None:
     value, gradient = quick_jit(value_and_grad)(params)
     assert value < -1e3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
+
+
+# Many draws.
+
+
+@pytest.mark.parametrize("name", ["sgvb_b", "iwae"])
+def test_draws_in_chunks_are_the_same_draws(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = linear_gaussian.make(4, 2, 0.7)
+    x, key = jnp.ones((3, 4)), jax.random.key(0)
+
+    def value_and_gradient() -> Any:
+        def mean(params: jvae.Params) -> Array:
+            return getattr(jvae, name)(params, x, key, num_samples=11).mean()
+
+        return jax.jit(jax.value_and_grad(mean))(params)
+
+    at_once = value_and_gradient()
+    monkeypatch.setattr(sampling, "BYTES_AT_ONCE", 4 * 12 * 4)  # four draws, so 4 + 4 + 3
+    in_chunks = value_and_gradient()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), in_chunks, at_once)
+
+
+def test_memory_does_not_grow_with_the_draws() -> None:
+    """5,000 logits of 100 MNIST images are 1.6 GB, and a gradient would keep several of them."""
+    params = jax.eval_shape(lambda: jvae.init(jvae.VAE.mlp(), jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((100, 28, 28), jnp.float32)
+
+    def loss(params: jvae.Params, x: Array) -> Array:
+        return -jvae.elbo(params, x, jax.random.key(0), num_samples=5000).mean()
+
+    memory = jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 6 * sampling.BYTES_AT_ONCE

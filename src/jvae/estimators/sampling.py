@@ -16,6 +16,9 @@ from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped
 from jvae.checks import check_count, check_key
 from jvae.models import Params, check_data, likelihood, posterior, prior
 
+# What p(x|z) of the draws that are worked on together may take, an array of it.
+BYTES_AT_ONCE = 2**28
+
 Bound = Callable[..., Float[Array, "*batch"]]
 
 
@@ -121,8 +124,18 @@ def encode(
 def draw_each(
     params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], keys: Key[Array, "num"]
 ) -> tuple[Any, LogDensities]:
-    """A `draw` a key, stacked."""
-    return jax.vmap(lambda key: draw(params, q, x, key))(keys)
+    """A `draw` a key, stacked: a `vmap`, in chunks where there are too many for one.
+
+    A chunk is computed again for its gradient, so that memory holds one at a time there too.
+    """
+
+    def one(key: PRNGKeyArray) -> tuple[Any, LogDensities]:
+        return draw(params, q, x, key)
+
+    at_once = max(1, BYTES_AT_ONCE // (x.dtype.itemsize * max(1, x.size)))
+    if len(keys) <= at_once:
+        return jax.vmap(one)(keys)
+    return jax.lax.map(jax.checkpoint(one), keys, batch_size=at_once)
 
 
 def stopped(tree: Any) -> Any:
