@@ -3,37 +3,38 @@
 #   make PYTHON=python3.13 check                     another interpreter
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: train test lint types check benchmark clean
 .DELETE_ON_ERROR:
 
-train: .venv/installed-experiments
+train: $(VENV)/installed-experiments
 	$(BIN)/python -m jvae.experiments.mnist $(ARGS)
 
 check: lint types test
 
-test: .venv/installed-dev
-	$(BIN)/pytest $(ARGS)
+test: $(VENV)/installed-dev
+	$(BIN)/pytest -n auto $(ARGS)
 
-lint: .venv/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: .venv/installed-dev
+types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
-benchmark: .venv/installed-benchmark
+benchmark: $(VENV)/installed-benchmark
 	$(BIN)/python -m jvae.experiments.benchmark $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
-.venv/bin/python:
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"jvae needs Python 3.11 or newer, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11 …")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/installed-%: .venv/bin/python pyproject.toml constraints.txt
+$(VENV)/installed-%: $(BIN)/python pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[$*]'
 	@touch $@

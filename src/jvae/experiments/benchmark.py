@@ -102,11 +102,13 @@ class Result:
       processes: each on its own; nothing compares across them.
       steps: of an epoch, by contestant.
       first_step_seconds: from the start of a process to the end of its first training step.
+      first_step_seconds_cached: the same where JAX finds all its programs compiled.
     """
 
     processes: list[Process]
     steps: dict[str, int]
     first_step_seconds: list[float]
+    first_step_seconds_cached: list[float]
 
     def ratio(self, over: str, under: str) -> "Summary | None":
         """Time a step of one contestant over that of another, of the same rounds."""
@@ -159,14 +161,22 @@ class Verdict(NamedTuple):
 
 
 TARGETS = (
-    Target("at least 65 % of the floor's speed", "floor", "jvae-grey", at_least=0.65),
-    Target("dynamic binarisation at most 1.15 × grey", "jvae-dynamic", "jvae-grey", at_most=1.15),
+    Target("at least 76 % of the floor's speed", "floor", "jvae-grey", at_least=0.76),
+    Target("dynamic binarisation at most 1.10 × grey", "jvae-dynamic", "jvae-grey", at_most=1.10),
     Target("at least 2.5 × PyTorch eager's speed", "torch-eager", "jvae-grey", at_least=2.5),
     Target("at least 4 × PyTorch DataLoader's", "torch-dataloader", "jvae-grey", at_least=4.0),
     Target("at least 1.1 × NumPyro's", "numpyro", "jvae-grey", at_least=1.1),
+    Target("8 seeds at least 85 % of their floor", "floor-8-seeds", "jvae-8-seeds", at_least=0.85),
+    Target("8 seeds at least 1.3 × one seed's speed", "jvae-grey", "jvae-8-seeds", at_least=1.3),
+    Target(
+        "log p(x) at least 80 % of its floor", "floor-likelihood", "jvae-likelihood", at_least=0.8
+    ),
+    Target(
+        "log p(x) at least 2 × PyTorch eager's", "torch-likelihood", "jvae-likelihood", at_least=2.0
+    ),
     Target("L = 10 less than 10 × L = 1", "jvae-L10", "jvae-L1", at_most=10.0),
 )
-FIRST_STEP_SECONDS = 6.0
+FIRST_STEP_SECONDS, FIRST_STEP_SECONDS_CACHED = 5.0, 2.5
 
 
 def run(config: Config) -> Result:
@@ -181,13 +191,17 @@ def run(config: Config) -> Result:
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
     load = os.getloadavg()[0]
-    first_step = [_first_step_seconds() for _ in range(config.startup_repeats)]
+    first_step = [_first_step_seconds(None) for _ in range(config.startup_repeats)]
+    with tempfile.TemporaryDirectory() as cache:
+        # The first of these fills the cache.
+        num = config.startup_repeats + 1 if config.startup_repeats else 0
+        cached = [_first_step_seconds(cache) for _ in range(num)][1:]
     if config.processes == 1:
         processes = [measure(config, console)]
     else:
         processes = [_measure_in_child(config, i, console) for i in range(config.processes)]
     steps = {name: _steps(config, name) for name in config.contestants}
-    result = Result(processes, steps, first_step)
+    result = Result(processes, steps, first_step, cached)
     verdicts = judge(result)
     rich.console.Console().print(
         _contestants_table(result),
@@ -212,7 +226,10 @@ def _installed(config: Config, console: rich.console.Console) -> Iterator[str]:
 
 
 def _steps(config: Config, name: str) -> int:
-    return min(config.steps, config.short_steps) if CONTESTANTS[name].short else config.steps
+    """Steps an epoch, over all models."""
+    members = CONTESTANTS[name].members
+    steps = min(config.steps, config.short_steps) if CONTESTANTS[name].short else config.steps
+    return max(1, steps // members) * members
 
 
 def measure(config: Config, console: rich.console.Console) -> Process:
@@ -231,7 +248,8 @@ def measure(config: Config, console: rich.console.Console) -> Process:
     with progress, jax.default_device(jax.devices("cpu")[0]):
         for name in seconds:
             show(f"compiling {name}")
-            runs[name] = CONTESTANTS[name].build(work.first(_steps(config, name)))
+            steps = _steps(config, name) // CONTESTANTS[name].members
+            runs[name] = CONTESTANTS[name].build(work.first(steps))
             runs[name]()
             show(name, 1)
         for _ in range(config.rounds):
@@ -273,13 +291,19 @@ def _flags(config: Config) -> Iterator[str]:
             yield from map(str, value if isinstance(value, tuple) else (value,))
 
 
-def _first_step_seconds() -> float:
+def _first_step_seconds(cache: str | None) -> float:
     """From the start of a fresh process to its word that the first step is done."""
     program = (
         "from jvae.experiments import contestants; "
         "contestants.first_step(); print('done', flush=True)"
     )
-    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_ENABLE_COMPILATION_CACHE": str(cache is not None).lower(),
+        "JAX_COMPILATION_CACHE_DIR": cache or "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
     start = time.perf_counter()
     with subprocess.Popen(
         [sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True
@@ -298,10 +322,15 @@ def judge(result: Result) -> list[Verdict]:
         measured = result.ratio(target.over, target.under)
         passed = measured and target.at_least <= measured.median <= target.at_most
         verdicts.append(Verdict(target.claim, measured, passed))
-    first_step = _summary([result.first_step_seconds]) if result.first_step_seconds else None
-    passed = first_step and first_step.median <= FIRST_STEP_SECONDS
-    claim = f"first step within {FIRST_STEP_SECONDS:.0f} s of the start"
-    return [*verdicts, Verdict(claim, first_step, passed)]
+    for what, limit, seconds in (
+        ("nothing compiled", FIRST_STEP_SECONDS, result.first_step_seconds),
+        ("all compiled before", FIRST_STEP_SECONDS_CACHED, result.first_step_seconds_cached),
+    ):
+        first_step = _summary([seconds]) if seconds else None
+        passed = first_step and first_step.median <= limit
+        claim = f"first step within {limit:g} s of the start, {what}"
+        verdicts.append(Verdict(claim, first_step, passed))
+    return verdicts
 
 
 def _summary(series: Iterable[Sequence[float]]) -> Summary:
@@ -383,6 +412,8 @@ def _cpu_model() -> str:
 
 def main() -> None:
     """The command line."""
+    # An ensemble takes a device a core; everything else runs on the first, with all threads.
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())
     command_line.run(lambda: run(tyro.cli(Config, prog="python -m jvae.experiments.benchmark")))
 
 

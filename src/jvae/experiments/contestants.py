@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 import jvae
-from jvae import binarisation, training
+from jvae import binarisation, distributed, training
 from jvae.estimators import Bound
 
 BATCH_SIZE = 100
@@ -164,6 +165,127 @@ def floor(work: Work, *, ordered: bool = True) -> Run:
 
     def run() -> None:
         _wait(floor_epoch(given, weights, multiply=multiply, steps=work.steps))
+
+    return run
+
+
+def floor_of_members(work: Work, *, num: int) -> Run:
+    """The products of `num` models, each on the device that it has in training."""
+    layers = [jnp.asarray(kernel) for kernel, _ in work.layers]
+    one = training.init(work.params, training.make_optimizer("sgd", 1.0), jax.random.key(0))
+    operand = jnp.full((BATCH_SIZE, layers[0].shape[0]), 0.1)
+
+    def train(state: training.TrainState, operand: Array) -> tuple[training.TrainState, Any]:
+        # Something of each member's own, so that its products cannot be shared.
+        own = 1 + 0 * jax.tree.leaves(state.params)[0].reshape(-1)[0]
+        weights = tuple(own * layer for layer in layers)
+        products = floor_epoch((operand,), weights, multiply=ordered_products, steps=work.steps)
+        return state, training.StepInfo(bound=products[0][0][0, 0])
+
+    epoch, state = training.over_members(train), _on_all_cores([one] * num)
+
+    def run() -> None:
+        _wait(epoch(state, operand))
+
+    return run
+
+
+def _on_all_cores(states: list[training.TrainState]) -> training.TrainState:
+    state = training.ensemble(states)
+    num = jax.device_count()
+    shared = num > 1 and len(states) % num == 0
+    return distributed.place_members(state, distributed.make_mesh()) if shared else state
+
+
+def jvae_ensemble(work: Work, *, num: int) -> Run:
+    """jvae, models with seeds of their own side by side."""
+    step = training.make_step(jvae.elbo, training.make_optimizer("adam", LEARNING_RATE))
+    epoch = training.make_epoch(step, BATCH_SIZE, binarisation.grey)
+    optimizer = training.make_optimizer("adam", LEARNING_RATE)
+    state = _on_all_cores(
+        [training.init(work.params, optimizer, jax.random.key(i)) for i in range(num)]
+    )
+    images = jnp.asarray(work.images)
+    if len(state.key.sharding.device_set) > 1:
+        images = distributed.replicate(images, distributed.make_mesh())
+
+    def run() -> float:
+        nonlocal state
+        state, info = _wait(epoch(state, images))
+        return float(np.mean(info.bound))
+
+    return run
+
+
+# Importance samples an image, and rows of decoder input at once.
+SAMPLES, ROWS = 5000, 1000
+
+
+def likelihood_floor(work: Work) -> Run:
+    """The decoder's two products for every importance sample and nothing else."""
+    decoder = [jnp.asarray(kernel) for kernel, _ in work.layers[2:]]
+    z = jnp.full((ROWS, decoder[0].shape[0]), 0.1)
+
+    @jax.jit
+    def products(z: Array, first: Array, second: Array) -> Array:
+        def body(z: Array, _: None) -> tuple[Array, None]:
+            outputs = (z @ first) @ second
+            hair = 1e-20 * outputs[:1, :1]
+            return jax.lax.dynamic_update_slice(z, z[:1, :1] + hair, (0, 0)), None
+
+        return jax.lax.scan(body, z, length=work.steps * SAMPLES // ROWS)[0]
+
+    def run() -> None:
+        _wait(products(z, *decoder))
+
+    return run
+
+
+def jvae_likelihood(work: Work) -> Run:
+    """Jvae's estimate of log p(x) by importance sampling, of an image a step."""
+    x = jnp.asarray(work.grey[: work.steps].reshape(-1, 28, 28))
+
+    def run() -> float:
+        log_px = jvae.log_likelihood(work.params, x, jax.random.key(work.seed), num_samples=SAMPLES)
+        return float(_wait(log_px).mean())
+
+    return run
+
+
+def torch_likelihood(work: Work) -> Run:
+    """The same in PyTorch eager, as many rows at once."""
+    torch = importlib.import_module("torch")
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.manual_seed(work.seed)
+    layers = [(torch.tensor(kernel), torch.tensor(bias)) for kernel, bias in work.layers]
+    images = torch.from_numpy(work.grey[: work.steps])
+    half_log_2pi = 0.5 * math.log(2 * math.pi)
+
+    def network(parts: list[Any], inputs: Any) -> Any:
+        (hidden, hidden_bias), (output, output_bias) = parts
+        return torch.addmm(
+            output_bias, torch.tanh(torch.addmm(hidden_bias, inputs, hidden)), output
+        )
+
+    def log_weights(x: Any) -> Any:
+        loc, log_variance = network(layers[:2], x[None]).chunk(2, dim=1)
+        for _ in range(SAMPLES // ROWS):
+            eps = torch.randn(ROWS, loc.shape[1])
+            z = loc + (0.5 * log_variance).exp() * eps
+            cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+                network(layers[2:], z), x.expand(ROWS, -1), reduction="none"
+            )
+            log_pz = (-0.5 * z.square() - half_log_2pi).sum(1)
+            log_qz = (-0.5 * eps.square() - half_log_2pi - 0.5 * log_variance).sum(1)
+            yield log_pz - log_qz - cross_entropy.sum(1)
+
+    def run() -> float:
+        with torch.inference_mode():
+            log_px = [
+                torch.logsumexp(torch.cat(list(log_weights(x))), 0) - math.log(SAMPLES)
+                for x in images
+            ]
+            return float(torch.stack(log_px).mean())
 
     return run
 
@@ -323,12 +445,14 @@ class Contestant(NamedTuple):
       needs: a package beyond jvae's own.
       bound_like: whose training bound it has to reach, None where nothing is trained.
       short: it runs fewer steps, beside another that does so too.
+      members: models that share the steps.
     """
 
     build: Callable[[Work], Run]
     needs: str | None = None
     bound_like: str | None = "jvae-grey"
     short: bool = False
+    members: int = 1
 
 
 _TEN_SAMPLES = functools.partial(jvae.elbo, num_samples=10)
@@ -342,6 +466,17 @@ CONTESTANTS: dict[str, Contestant] = {
     "jvae-L1": Contestant(jvae_epoch, bound_like="jvae-L1", short=True),
     "jvae-L10": Contestant(
         functools.partial(jvae_epoch, bound=_TEN_SAMPLES), bound_like="jvae-L1", short=True
+    ),
+    "floor-8-seeds": Contestant(
+        functools.partial(floor_of_members, num=8), bound_like=None, members=8
+    ),
+    "jvae-8-seeds": Contestant(
+        functools.partial(jvae_ensemble, num=8), bound_like="jvae-8-seeds", members=8
+    ),
+    "floor-likelihood": Contestant(likelihood_floor, bound_like=None, short=True),
+    "jvae-likelihood": Contestant(jvae_likelihood, bound_like="jvae-likelihood", short=True),
+    "torch-likelihood": Contestant(
+        torch_likelihood, needs="torch", bound_like="jvae-likelihood", short=True
     ),
     "numpyro": Contestant(numpyro_epoch, needs="numpyro"),
     "torch-eager": Contestant(torch_eager, needs="torch"),
