@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,3 +157,16 @@ def test_at_most_so_many_marginals_are_shown(
 ) -> None:
     data, drawn = np.random.default_rng(0).normal(size=(2, 9, *data_shape))
     assert len(plotting.marginals(data, drawn, num=num).axes) == shown
+
+
+def test_curves_of_an_ensemble_have_bands() -> None:
+    records = [
+        {"examples": 10 * (i + 1), "elbo": 2.0 * i, "elbo_by_seed": [2.0 * i - 1, 2.0 * i + 1]}
+        for i in range(3)
+    ]
+    figure = plotting.learning_curves(records, curves={"elbo": "test"})
+    (band,) = figure.axes[0].collections
+    corners = {(x, y) for path in band.get_paths() for x, y in np.asarray(path.vertices).tolist()}
+    assert {(10.0 * (i + 1), 2.0 * i + side) for i in range(3) for side in (-1, 1)} <= corners
+    alone: list[dict[str, Any]] = [{"examples": 1, "elbo": None}, {"examples": 2, "elbo": 3.0}]
+    assert not plotting.learning_curves(alone, curves={"elbo": "test"}).axes[0].collections

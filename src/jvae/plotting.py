@@ -96,7 +96,8 @@ def learning_curves(
     """Bounds against training examples seen, on a log axis as Fig. 2 of Kingma & Welling (2014).
 
     Args:
-      records: a mapping an epoch, with "examples" and the keys of `curves`.
+      records: a mapping an epoch, with "examples" and the keys of `curves`; where a key has one
+        with "_by_seed" beside it, a band shows the range of those.
       curves: the key of each curve and its label.
       unit: of the bounds.
     """
@@ -104,7 +105,12 @@ def learning_curves(
     axes: Axes = figure.add_subplot()
     examples = [record["examples"] for record in records]
     for key, label in curves.items():
-        axes.plot(examples, [record[key] for record in records], label=label, marker=".")
+        values = np.array([record[key] for record in records], float)  # NaN where there is none
+        (line,) = axes.plot(examples, values, label=label, marker=".")
+        if all(f"{key}_by_seed" in record for record in records):
+            by_seed = np.array([record[f"{key}_by_seed"] for record in records])
+            low, high = by_seed.min(axis=1), by_seed.max(axis=1)
+            axes.fill_between(examples, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
     axes.set_xscale("log")
     axes.set_xlabel("training examples evaluated")
     axes.set_ylabel(unit)
