@@ -42,7 +42,7 @@ def record(
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
         **_train_metric(job, bounds),
-        **_summary("test_elbo", test),
+        **summary("test_elbo", test),
         "images_per_second": images_per_second,
         **_skipped(state),
     }
@@ -57,7 +57,7 @@ def _train_metric(job: Job, bounds: npt.ArrayLike) -> dict[str, Any]:
         return {name: None}
     if len(by_seed) == 1:
         return {name: float(by_seed[0].mean())}
-    return _summary(name, by_seed)
+    return summary(name, by_seed)
 
 
 def _skipped(state: TrainState) -> dict[str, int]:
@@ -79,7 +79,7 @@ def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
     ]
 
 
-def _summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
+def summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
     """Mean and standard error: over examples under one model, over models where there are more."""
     if len(values) == 1:
         return _mean_and_stderr(name, values[0])
@@ -95,13 +95,13 @@ def _mean_and_stderr(name: str, values: npt.ArrayLike) -> dict[str, Any]:
 
 def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     """The content of `result.json`."""
-    result = _summary("test_elbo", _test_elbos(job, state))
+    result = summary("test_elbo", _test_elbos(job, state))
     if num_samples := job.config.nll_samples:
         nlls = []
         for one, keys in zip(members(state), job.keys, strict=True):
             log_px = jvae.log_likelihood(one.params, job.test, keys.nll, num_samples=num_samples)
             nlls.append(-np.asarray(log_px, np.float64))
-        result |= _summary("test_nll", nlls)
+        result |= summary("test_nll", nlls)
         nll = result["test_nll"]
         result["test_nll_estimator"] = f"importance sampling from q(z|x), K = {num_samples}"
         if job.log_volume is not None:
