@@ -1106,7 +1106,7 @@ def test_a_wrong_command_is_one_message_and_exit_code_2(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--help", ["train", "compare"]),
+        ("--help", ["train", "evaluate", "compare", "replay"]),
         (
             "train --help",
             [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(train.Config)],

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import rich.console
+import rich.markup
 import rich.progress
 import rich.table
 import tyro
@@ -149,7 +150,8 @@ def _evaluate(config: Config, found: FinishedRun, console: rich.console.Console)
             how = "kept" if kept else f"{of_part['seconds']:.1f} s"
             console.print(f"{part.name}: {how}")
             for warning in of_part["warnings"]:
-                console.print(f"[bold yellow]WARNING: {part.name}: {warning}[/]", soft_wrap=True)
+                line = rich.markup.escape(f"WARNING: {part.name}: {warning}")
+                console.print(f"[bold yellow]{line}[/]", soft_wrap=True)
             if part.draw is not None:
                 path = found.folder / of_part["figure"]
                 path.parent.mkdir(exist_ok=True)

@@ -26,12 +26,19 @@ def begin(run: FinishedRun) -> tuple[dict[str, Any], bool]:
     earlier = run_folder.read_evaluation(run.folder)
     if earlier is not None and identity.items() <= earlier.items():
         return earlier, False
-    for part in (earlier or {"parts": {}})["parts"].values():
-        for file in (part["arrays"], part["figure"]):
+    if earlier is not None:
+        (run.folder / run_folder.EVALUATION).unlink()
+        files = [part[kind] for part in earlier["parts"].values() for kind in ("arrays", "figure")]
+        for file in files:
             if file is not None:
                 (run.folder / file).unlink(missing_ok=True)
     over = "examples" if len(run.seeds) == 1 else "seeds"
-    return {**identity, "stderr_over": over, "protocol": run.protocol, "parts": {}}, bool(earlier)
+    return {
+        **identity,
+        "stderr_over": over,
+        "protocol": run.protocol,
+        "parts": {},
+    }, earlier is not None
 
 
 def read_current(folder: Path) -> dict[str, Any] | None:

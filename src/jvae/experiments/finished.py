@@ -76,10 +76,10 @@ def read(folder: Path) -> Settings:
             latent_dim=saved["latent_dim"],
             protocol=dict(saved["protocol"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(
-            f"{folder / 'config.json'} is of no run to evaluate: {error}"
-        ) from error
+    except KeyError as error:
+        raise RunFolderError(f"{folder / 'config.json'} is of no run: no {error}") from error
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"{folder / 'config.json'} is of no run ({error})") from error
 
 
 def load(

@@ -450,9 +450,9 @@ def _ess(ess: np.ndarray) -> dict[str, Any]:
 
 
 def _difference(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    """A - b of two sets of examples, each [models, num], with its error as `results.summary`."""
+    """The difference of two sets of examples, each [models, num], as `results.summary` has it."""
     by_model = a.mean(axis=1) - b.mean(axis=1)
     if len(by_model) > 1:
-        return results.summary(name, by_model.tolist())
+        return results.summary(name, list(by_model[:, None]))
     squared = sum(part[0].var(ddof=1) / part.shape[1] for part in (a, b))
     return {name: float(by_model[0]), f"{name}_stderr": math.sqrt(squared)}
