@@ -51,7 +51,7 @@ ANNEALING: dict[str, Any] = {
     "start": "posterior",
 }
 FULL: dict[str, Any] = {
-    "num_samples": 6,
+    "num_samples": 12,
     "repeats": 3,
     "ais": 4,
     "bdmc": 3,
@@ -152,7 +152,7 @@ def order(num: int) -> np.ndarray:
 
 def of_importance_sampling(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
     def estimate(x: Array, key: PRNGKeyArray) -> evaluation.LogLikelihood:
-        return evaluation.importance_sampling(params, x, key, num_samples=6)
+        return evaluation.importance_sampling(params, x, key, num_samples=12)
 
     keys = jax.random.split(key_of("importance_sampling"), 3)
     found = [by_groups(estimate, x, key) for key in keys]
@@ -177,7 +177,7 @@ def of_train_gap(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
     train = binarisation.bernoulli(images, parts.Keys.of(SEED).train_draw)
 
     def estimate(x: Array, key: PRNGKeyArray) -> evaluation.LogLikelihood:
-        return evaluation.importance_sampling(params, x, key, num_samples=6)
+        return evaluation.importance_sampling(params, x, key, num_samples=12)
 
     def elbos(x: Array, part: str) -> Array:
         return evaluation.bound_by_example(params, x, key_of(part), bound=jvae.elbo)
@@ -215,7 +215,7 @@ def of_app_d(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
 
 
 def of_inference_gap(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
-    """With AIS of the same images as log p(x), which is higher than six samples give."""
+    """With AIS of the same images as log p(x), which is higher than twelve samples give."""
     annealed = numbers(folder, "ais")["log_px"][0, :3]
     sampled = numbers(folder, "importance_sampling")["log_px"][0].mean(axis=0)[order(1000)[:3]]
     assert annealed.mean() > sampled.mean()
@@ -343,6 +343,7 @@ def test_effective_sample_sizes_are_told(
     }
     # The worst of an example's repeats counts.
     worst = ess[0].min(axis=0)
+    assert (worst < 5).sum() > (ess[0, 0] < 5).sum()
     (line,) = json.loads((evaluated / "evaluation.json").read_text())["parts"][
         "importance_sampling"
     ]["warnings"]
@@ -396,9 +397,9 @@ def test_the_protocol_of_every_part_is_on_record(evaluated: Path) -> None:
     settings = {name: part["settings"] for name, part in content["parts"].items()}
     first = "the first of a fixed random order"
     said: dict[str, dict[str, Any]] = {
-        "importance_sampling": {"num_samples": 6, "repeats": 3, "num_examples": 1000},
+        "importance_sampling": {"num_samples": 12, "repeats": 3, "num_examples": 1000},
         "latents": {"num_examples": 30, "examples": first},
-        "train_gap": {"num_samples": 6, "test_repeats": 3, "num_examples": 1000},
+        "train_gap": {"num_samples": 12, "test_repeats": 3, "num_examples": 1000},
         "ais": {**ANNEALING, "num_examples": 4, "examples": first},
         "bdmc": {**ANNEALING, "num_examples": 3},
         "app_d": {"num_samples": 50, "num_examples": 2},
@@ -839,7 +840,7 @@ def test_compare_shows_evaluations_of_one_protocol(
 @pytest.mark.parametrize(
     ("changes", "part", "reason"),
     [
-        ({"num_samples": 2}, "importance_sampling", "num_samples is 6 and 2"),
+        ({"num_samples": 2}, "importance_sampling", "num_samples is 12 and 2"),
         ({"repeats": 1}, "importance_sampling", "repeats is 3 and 1"),
         ({"num_temperatures": 2}, "ais", "num_temperatures is 3 and 2"),
         ({"schedule": "sigmoid"}, "bdmc", 'schedule is "linear" and "sigmoid"'),
