@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.patches import Polygon
+from matplotlib.patches import Polygon, Rectangle
 
 from jvae import plotting
 
@@ -170,3 +170,37 @@ def test_curves_of_an_ensemble_have_bands() -> None:
     assert {(10.0 * (i + 1), 2.0 * i + side) for i in range(3) for side in (-1, 1)} <= corners
     alone: list[dict[str, Any]] = [{"examples": 1, "elbo": None}, {"examples": 2, "elbo": 3.0}]
     assert not plotting.learning_curves(alone, curves={"elbo": "test"}).axes[0].collections
+
+
+def test_latents_are_drawn_in_falling_order() -> None:
+    kl = np.array([[0.1, 3.0, 1.0], [2.0, 0.5, 4.0]])
+    (axes,) = plotting.kl_per_dimension(kl, threshold=0.25).axes
+    *models, threshold = axes.get_lines()
+    drawn = [list(np.asarray(line.get_ydata())) for line in models]
+    assert drawn == [[3.0, 1.0, 0.1], [4.0, 2.0, 0.5]]
+    assert list(np.asarray(threshold.get_ydata())) == [0.25, 0.25]
+    assert axes.get_yscale() == "log"
+
+
+def test_every_effective_sample_size_is_in_the_histogram() -> None:
+    ess = np.array([[1.0, 2.0, 1000.00001], [999.0, 0.99999, 30.0]])
+    (axes,) = plotting.effective_samples(ess, num_samples=1000, least=5.0).axes
+    heights = [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
+    assert sum(heights) == 6
+    assert (heights[0], heights[-1]) == (2, 2)
+    (least,) = axes.get_lines()
+    assert list(np.asarray(least.get_xdata())) == [5.0, 5.0]
+
+
+def test_a_sandwich_keeps_the_bounds_of_an_example_together() -> None:
+    lower, upper = np.array([-3.0, -9.0, -5.0]), np.array([-2.0, -9.5, -1.0])
+    (axes,) = plotting.sandwich(lower, upper).axes
+    drawn = {
+        points.get_label(): np.asarray(points.get_offsets()).tolist()
+        for points in axes.collections
+        if points.get_label() in ("lower", "upper")
+    }
+    assert drawn == {
+        "lower": [[1, -9.0], [2, -5.0], [3, -3.0]],
+        "upper": [[1, -9.5], [2, -1.0], [3, -2.0]],
+    }

@@ -24,7 +24,7 @@ from runs import assert_same_state, last_state, metrics
 
 import jvae
 from jvae import binarisation, checkpoint, data, plotting, training
-from jvae.experiments import command_line, compare, loop, mnist, run_folder, train
+from jvae.experiments import command_line, compare, figures, inputs, loop, mnist, run_folder, train
 from jvae.experiments import config as common
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
@@ -57,7 +57,7 @@ def _quick_compilation() -> Iterator[None]:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For runs whose figures are not looked at: they take half of the time."""
-    monkeypatch.setattr(job, "_draw", lambda job, state: None)
+    monkeypatch.setattr(figures, "draw", lambda job, params: None)
 
 
 def generator() -> np.random.Generator:
@@ -454,16 +454,16 @@ def test_what_fits_the_data(kind: str) -> None:
             asked = train.Config(data="mine", likelihood=likelihood, binarisation=protocol)  # type: ignore[arg-type]
             if meant not in fits:
                 with pytest.raises(ConfigError, match=r"--likelihood bernoulli needs data of 0"):
-                    train.fit_to(DATASETS[kind], asked)
+                    inputs.fit_to(DATASETS[kind], asked)
                 continue
             default, *fitting = fits[meant]
             if protocol == "auto":
-                assert train.fit_to(DATASETS[kind], asked) == (meant, default)
+                assert inputs.fit_to(DATASETS[kind], asked) == (meant, default)
             elif protocol in fitting:
-                assert train.fit_to(DATASETS[kind], asked) == (meant, protocol)
+                assert inputs.fit_to(DATASETS[kind], asked) == (meant, protocol)
             else:
                 with pytest.raises(ConfigError) as error:
-                    train.fit_to(DATASETS[kind], asked)
+                    inputs.fit_to(DATASETS[kind], asked)
                 assert str(error.value).startswith(
                     f"--binarisation must be {' or '.join(fitting)} for a {meant} likelihood of "
                     f"this data, got {protocol}; {DATASETS[kind].name}: "
@@ -1106,7 +1106,7 @@ def test_a_wrong_command_is_one_message_and_exit_code_2(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--help", ["train", "compare"]),
+        ("--help", ["train", "evaluate", "compare", "replay"]),
         (
             "train --help",
             [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(train.Config)],

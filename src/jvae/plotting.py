@@ -119,6 +119,65 @@ def learning_curves(
     return figure
 
 
+def kl_per_dimension(
+    kl: Float[np.ndarray, "models latent"], *, threshold: float, unit: str = "nats"
+) -> Figure:
+    """The mean KL of every latent, in falling order.
+
+    Args:
+      kl: [models, latent], a curve a model.
+      threshold: below it a latent counts as collapsed.
+      unit: of the KL.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for of_one in kl:
+        axes.plot(np.arange(1, len(of_one) + 1), np.sort(of_one)[::-1], marker=".")
+    axes.axhline(threshold, color="grey", linestyle="--", label="collapsed below")
+    axes.set_yscale("log")
+    axes.set_xlabel("latents, in falling order")
+    axes.set_ylabel(f"mean KL(q(z|x) ‖ p(z)), {unit}")
+    axes.legend()
+    return figure
+
+
+def effective_samples(ess: Float[np.ndarray, "..."], *, num_samples: int, least: float) -> Figure:
+    """A histogram of effective sample sizes on a log axis.
+
+    Args:
+      ess: of any shape, from 1 to `num_samples`.
+      num_samples: the most that there can be.
+      least: below it an estimate means little.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    edges = np.geomspace(1, max(num_samples, 2), 41)
+    axes.hist(ess.ravel().clip(1, edges[-1]), bins=list(edges))
+    axes.axvline(least, color="grey", linestyle="--", label="means little below")
+    axes.set_xscale("log")
+    axes.set_xlabel(f"effective samples, of {num_samples:,}")
+    axes.set_ylabel("examples")
+    axes.legend()
+    return figure
+
+
+def sandwich(
+    lower: Float[np.ndarray, "num"], upper: Float[np.ndarray, "num"], *, unit: str = "nats"
+) -> Figure:
+    """Stochastic bounds on log p(x) of simulated examples, sorted by the lower one."""
+    order = np.argsort(lower)
+    rank = np.arange(1, len(order) + 1)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    axes.vlines(rank, lower[order], upper[order], color="lightgrey", zorder=1)
+    for bound, label, marker in ((upper, "upper", "v"), (lower, "lower", "^")):
+        axes.scatter(rank, bound[order], label=label, marker=marker, s=12)
+    axes.set_xlabel("simulated examples, sorted")
+    axes.set_ylabel(f"log p(x), {unit}")
+    axes.legend()
+    return figure
+
+
 def latent_grid(num: int) -> Float[Array, "num num 2"]:
     """Points [num, num, 2] of a 2-D latent space at equal steps of prior probability.
 

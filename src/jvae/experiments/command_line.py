@@ -62,17 +62,18 @@ def _end(message: str, exit_code: int) -> NoReturn:
 
 
 def main() -> None:
-    """`jvae train …`, `jvae compare …`, `jvae replay …`."""
+    """`jvae train …`, `jvae evaluate …`, `jvae compare …`, `jvae replay …`."""
     try:
         import tyro
 
-        from jvae.experiments import compare, post_mortem, train
+        from jvae.experiments import assessment, compare, post_mortem, train
     except ModuleNotFoundError as missing:
         _end(f"error: no module {missing.name!r}: pip install 'jvae[experiments]'", 1)
 
     def command() -> None:
         config = tyro.cli(
             Annotated[train.Config, tyro.conf.subcommand("train")]
+            | Annotated[assessment.Config, tyro.conf.subcommand("evaluate")]
             | Annotated[compare.Config, tyro.conf.subcommand("compare")]
             | Annotated[post_mortem.Config, tyro.conf.subcommand("replay")],
             prog="jvae",
@@ -80,6 +81,8 @@ def main() -> None:
         )
         if isinstance(config, train.Config):
             train.run(config)
+        elif isinstance(config, assessment.Config):
+            assessment.run(config)
         elif isinstance(config, compare.Config):
             compare.run(config)
         else:

@@ -5,7 +5,7 @@ jvae compare --help
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import rich.console
 import rich.table
 import tyro
 
+from jvae.experiments import evaluations
 from jvae.experiments.run_folder import RunFolderError, read_result
 
 
@@ -44,6 +45,7 @@ def run(config: Config) -> None:
             _with_error(result, "test_nll"),
         )
     console.print(table)
+    _show_evaluations(console, config.runs)
     console.print(f"± standard error over {results.popitem()[1]['stderr_over']}")
 
 
@@ -66,13 +68,67 @@ def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
         raise RunFolderError("give at least one run to compare")
     first, *others = protocols
     for other in others:
-        a, b = protocols[first], protocols[other]
-        differing = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-        if differing:
-            what = "; ".join(
-                f"{key} is {_short(a.get(key))} and {_short(b.get(key))}" for key in differing
-            )
+        if what := _differences(protocols[first], protocols[other]):
             raise RunFolderError(f"{first} and {other} do not compare: {what}")
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    differing = sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+    return "; ".join(f"{key} is {_short(a.get(key))} and {_short(b.get(key))}" for key in differing)
+
+
+def _show_evaluations(console: rich.console.Console, folders: Sequence[Path]) -> None:
+    """What `jvae evaluate` found, with a column a run.
+
+    A part whose settings differ between two runs is left out, and a line says why.
+    """
+    found = {folder: evaluations.read_current(folder) for folder in folders}
+    parts = {str(f): {} if e is None else e["parts"] for f, e in found.items()}
+    shared: list[str] = []
+    left_out: list[str] = []
+    for part in dict.fromkeys(name for of_run in parts.values() for name in of_run):
+        reason = _why_apart(part, parts)
+        if reason:
+            left_out.append(f"{part} is left out: {reason}")
+        else:
+            shared.append(part)
+    if shared:
+        console.print(_evaluations_table(shared, parts))
+    for line in left_out:
+        console.print(line, soft_wrap=True)
+
+
+def _why_apart(part: str, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why the numbers of a part do not compare; empty where they do."""
+    lacking = [name for name, of_run in parts.items() if part not in of_run]
+    if lacking:
+        return f"{', '.join(lacking)} has no evaluation of it with its present weights"
+    first, *others = parts
+    for other in others:
+        a, b = (_without_seeds(parts[name][part]["settings"]) for name in (first, other))
+        if what := _differences(a, b):
+            return f"{first} and {other} do not compare: {what}"
+    return ""
+
+
+def _without_seeds(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Estimates with other noise compare."""
+    return {
+        name: _without_seeds(value) if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if name != "seed"
+    }
+
+
+def _evaluations_table(
+    shared: Sequence[str], parts: Mapping[str, Mapping[str, Any]]
+) -> rich.table.Table:
+    table = rich.table.Table("part", "quantity", *parts)
+    for part in shared:
+        shown = [evaluations.shown(of_run[part]["results"]) for of_run in parts.values()]
+        for quantity in shown[0]:
+            table.add_row(part, quantity, *(of_run.get(quantity, "-") for of_run in shown))
+    return table
 
 
 def _short(value: Any) -> str:

@@ -43,7 +43,7 @@ def record(
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
         **_train_metric(job, bounds),
-        **_summary("test_elbo", test),
+        **summary("test_elbo", test),
         "images_per_second": images_per_second,
         **_skipped(state),
     }
@@ -58,7 +58,7 @@ def _train_metric(job: Job, bounds: npt.ArrayLike) -> dict[str, Any]:
         return {name: None}
     if len(by_seed) == 1:
         return {name: float(by_seed[0].mean())}
-    return _summary(name, by_seed)
+    return summary(name, by_seed)
 
 
 def _skipped(state: TrainState) -> dict[str, int]:
@@ -92,7 +92,7 @@ def _of_test(job: Job, values: Float[Array, "padded"]) -> npt.NDArray[np.float64
     return np.asarray(distributed.to_host(values), np.float64)[: len(job.test)]
 
 
-def _summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
+def summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
     """Mean and standard error: over examples under one model, over models where there are more."""
     if len(values) == 1:
         return _mean_and_stderr(name, values[0])
@@ -108,7 +108,7 @@ def _mean_and_stderr(name: str, values: npt.ArrayLike) -> dict[str, Any]:
 
 def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     """The content of `result.json`."""
-    result = _summary("test_elbo", _test_elbos(job, state))
+    result = summary("test_elbo", _test_elbos(job, state))
     if num_samples := job.config.nll_samples:
         nlls = []
         for params, keys in zip(_models(job, state), job.keys, strict=True):
@@ -116,7 +116,7 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
                 params, job.test_on_devices, keys.nll, num_samples=num_samples
             )
             nlls.append(-_of_test(job, log_px))
-        result |= _summary("test_nll", nlls)
+        result |= summary("test_nll", nlls)
         nll = result["test_nll"]
         result["test_nll_estimator"] = f"importance sampling from q(z|x), K = {num_samples}"
         if job.log_volume is not None:

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 UNFINISHED = "unfinished_epoch.json"
+EVALUATION = "evaluation.json"
 
 
 class RunFolderError(RuntimeError):
@@ -103,6 +104,20 @@ def read_result(folder: Path) -> dict[str, Any]:
     if not isinstance(result.get("protocol"), dict):
         raise RunFolderError(f"{folder / 'result.json'} has no protocol")
     return result
+
+
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
+    """The `evaluation.json` of a run that was evaluated, else None.
+
+    Raises:
+      RunFolderError: it is something else.
+    """
+    if not (folder / EVALUATION).exists():
+        return None
+    evaluation = _read_json(folder, EVALUATION, missing="")
+    if not {"parts", "seeds", "weights_sha256"} <= evaluation.keys():
+        raise RunFolderError(f"{folder / EVALUATION} holds no evaluation: delete it")
+    return evaluation
 
 
 def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
