@@ -4,7 +4,7 @@ jvae train --help
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from jvae.experiments import config as common
 from jvae.experiments import devices, loop, run_folder
 from jvae.experiments.config import ConfigError
 from jvae.experiments.job import Job
+from jvae.experiments.logbook import Logger
 from jvae.networks import Family
 from jvae.training import Preprocess
 
@@ -51,8 +52,12 @@ class Config(common.Config):
         self._refuse_unless(self.split_seed >= 0, "split_seed", "at least 0")
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train, evaluate and draw as `config` says; see `jvae.experiments.loop.run`.
+
+    Args:
+      config: the settings.
+      loggers: functions to be told of each epoch, beside what the settings ask for.
 
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
@@ -73,7 +78,7 @@ def run(config: Config) -> dict[str, Any]:
             likelihood=None if config.likelihood == "auto" else config.likelihood,
             stream_above=round(config.stream_above * 2**30),
         )
-    return train_on(dataset, config, folder)
+    return train_on(dataset, config, folder, loggers=loggers)
 
 
 def train_on(
@@ -82,6 +87,7 @@ def train_on(
     folder: Path,
     *,
     remarks: Mapping[str, Any] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Train on `dataset`; what `config` leaves open is proposed from the data.
 
@@ -90,6 +96,7 @@ def train_on(
       config: the settings.
       folder: the run's folder.
       remarks: what else `config.json` and `result.json` are to say.
+      loggers: functions to be told of each epoch, beside what the settings ask for.
 
     Raises:
       ConfigError: settings that do not fit the data.
@@ -160,6 +167,7 @@ def train_on(
             shown=x.shown if plotting.is_image(dataset.data_shape) else None,
         ),
         console=console,
+        loggers=loggers,
     )
 
 
