@@ -99,6 +99,13 @@ def test_weights_come_back_with_their_model(tmp_path: Path, name: str) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
+def test_equal_weights_make_equal_files(tmp_path: Path) -> None:
+    params = jvae.init(MODELS["the paper's"], jax.random.key(0))
+    for i in range(10):
+        checkpoint.save(tmp_path / str(i), params)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_weights_are_read_in_a_new_process_without_training(file: Path) -> None:
     code = f"""
 import sys, jax, jvae.checkpoint

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import event_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -173,7 +174,8 @@ def ended(process: Process) -> str:
 
 @pytest.mark.parametrize("source", ["", "--stream-above 0"])
 def test_two_processes_train_as_one(start_run: Start, tmp_path: Path, source: str) -> None:
-    first, second = two(start_run, tmp_path / "two", "--epochs", "2", *source.split())
+    more = ("--tensorboard", *source.split())
+    first, second = two(start_run, tmp_path / "two", "--epochs", "2", *more)
     alone = start_run(tmp_path / "one", "--epochs", "2", *source.split())
     assert "ELBO" in ended(first)
     assert "ELBO" not in ended(second)
@@ -183,6 +185,8 @@ def test_two_processes_train_as_one(start_run: Start, tmp_path: Path, source: st
     weights = [checkpoint.load(tmp_path / run / "model.safetensors") for run in ("two", "one")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *weights)
     assert run_folder.read_result(tmp_path / "two")["epochs"] == 2
+    (file,) = (tmp_path / "two" / "tensorboard").iterdir()  # the first process alone logs
+    assert [step for step, _ in event_files.scalars(file.parent)["test_elbo"]] == [10, 20]
 
 
 def test_two_processes_end_together_and_one_goes_on_alone(start_run: Start, tmp_path: Path) -> None:

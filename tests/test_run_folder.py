@@ -90,16 +90,16 @@ def test_numbers_that_are_none_are_never_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unfinished_epoch_is_that_of_its_step_alone(tmp_path: Path) -> None:
+def test_an_unfinished_epoch_is_known_up_to_where_it_was_left(tmp_path: Path) -> None:
     bounds = [-0.1, -1e-30, -123.456789]
-    assert run_folder.read_unfinished(tmp_path, 3) == []
-    run_folder.write_unfinished(tmp_path, 3, bounds)
-    assert run_folder.read_unfinished(tmp_path, 3) == bounds
-    assert run_folder.read_unfinished(tmp_path, 0) == []
-    assert run_folder.read_unfinished(tmp_path, 4) == []
-    run_folder.write_unfinished(tmp_path, 4, [*bounds, -1.0])
-    assert run_folder.read_unfinished(tmp_path, 3) == []
-    assert run_folder.read_unfinished(tmp_path, 4) == [*bounds, -1.0]
+    assert run_folder.read_unfinished(tmp_path, 9) == []
+    # Steps 6, 7 and 8, of an epoch that begins with the sixth.
+    run_folder.write_unfinished(tmp_path, 9, bounds)
+    kept = {step: run_folder.read_unfinished(tmp_path, step) for step in range(12)}
+    assert kept == {step: bounds[: step - 6] if 6 <= step <= 9 else [] for step in range(12)}
+    run_folder.write_unfinished(tmp_path, 10, [*bounds, -1.0])
+    assert run_folder.read_unfinished(tmp_path, 9) == bounds
+    assert run_folder.read_unfinished(tmp_path, 10) == [*bounds, -1.0]
     assert [path.name for path in tmp_path.iterdir()] == [run_folder.UNFINISHED]
 
 

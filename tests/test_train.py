@@ -207,7 +207,7 @@ def test_a_dataset_by_name(tmp_path: Path) -> None:
 
 def test_the_run_is_named_after_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "run", lambda job, *, console: {"folder": job.folder})
+    monkeypatch.setattr(loop, "run", lambda job, **how: {"folder": job.folder})
     (tmp_path / "mine").mkdir()
     save_npy(tmp_path / "mine" / "digits", pixels(6, 5))
     save_pngs(tmp_path / "faces", pixels(6, 5))
@@ -222,7 +222,7 @@ def test_the_run_is_named_after_the_data(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_split_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "run", lambda job, *, console: job.protocol)
+    monkeypatch.setattr(loop, "run", lambda job, **how: job.protocol)
     path = save_npy(tmp_path / "mine", pixels(6, 5))
     protocols = [
         run(path, tmp_path / "run", **changes)
@@ -239,7 +239,7 @@ def test_the_split_is_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` gives what its files are to say before a step is taken."""
-    monkeypatch.setattr(loop, "run", lambda job, *, console: job.settings())
+    monkeypatch.setattr(loop, "run", lambda job, **how: job.settings())
 
 
 @pytest.mark.usefixtures("no_training")
@@ -678,6 +678,34 @@ def test_a_run_killed_after_it_was_interrupted_goes_back_to_what_was_saved(
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_a_run_killed_as_it_saves_within_an_epoch_keeps_what_it_had_saved_of_it_before(
+    whole: Path, grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted twice in one epoch; the second time the process dies before its checkpoint."""
+
+    class Killed(BaseException):
+        pass
+
+    def dying(*args: object) -> None:
+        raise Killed
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "batches", interrupting_before(7, signal.SIGTERM))
+        with pytest.raises(Interrupted, match="saved after step 8"):
+            run(grey, folder, **STREAMED)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "batches", interrupting_before(9, signal.SIGTERM))
+        patch.setattr(checkpoint, "save_state", dying)
+        with pytest.raises(Killed):
+            run(grey, folder, **STREAMED, resume=True)
+    assert json.loads((folder / run_folder.UNFINISHED).read_text())["step"] == 10
+    run(grey, folder, **STREAMED, resume=True)
+    assert metrics(folder) == metrics(whole)
+    assert_same_state(last_state(folder, (6, 5), MODEL), last_state(whole, (6, 5), MODEL))
+
+
+@pytest.mark.usefixtures("no_figures")
 def test_a_resume_with_fewer_epochs_keeps_what_the_unfinished_epoch_needs(
     whole: Path, grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -719,6 +747,24 @@ def test_a_run_goes_on_with_its_data_and_no_other(grey: Path, tmp_path: Path) ->
         with pytest.raises(RunFolderError, match=message):
             run(moved, folder, epochs=3, resume=True, **changes)
     assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_second_process_is_refused_and_changes_nothing(whole: Path, grey: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    with run_folder.lock(whole):
+        for resume, message in ((True, "another process is at work"), (False, "add --resume")):
+            with pytest.raises(RunFolderError, match=message):
+                run(grey, whole, **(STREAMED | {"epochs": 9}), resume=resume)
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_message(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert end_of(f"train --data {grey} --batch-size 6 --out {out}", monkeypatch) == 2
+    assert capsys.readouterr().err == f"error: cannot write {out}: Not a directory\n"
 
 
 # The default experiment where MNIST is missing.

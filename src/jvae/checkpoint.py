@@ -136,8 +136,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def save(path: str | os.PathLike[str], params: Params) -> None:
     """Write weights and the description of their model to one file, in the safetensors format.
 
-    The file is written whole or not at all. It needs no code of a training run to be read, and
-    nothing in it is executed.
+    The file is written whole or not at all, and equal weights make equal files. It needs no code
+    of a training run to be read, and nothing in it is executed.
 
     Args:
       path: the file; by convention it ends in `.safetensors`.
@@ -151,7 +151,7 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
     description = json.dumps(_describe(params.model, "model"))
     content = safetensors.numpy.save(
         {name: np.asarray(leaf) for name, leaf in named(params.weights).items()},
-        metadata={"format": "jvae", "model": description},
+        metadata={"model": description},  # of several, safetensors writes the order at random
     )
     draft = path.with_name(f".{path.name}.tmp")
     try:

@@ -97,6 +97,10 @@ class Config:
     """The run's folder; by default runs/DATASET-DATE-TIME."""
     resume: bool = False
     """Go on with the run in OUT."""
+    tensorboard: bool = False
+    """Write OUT/tensorboard too: numbers each epoch; figures and weights at checkpoints."""
+    wandb: str | None = None
+    """Log the same to this project of Weights & Biases."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.

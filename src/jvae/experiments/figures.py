@@ -19,9 +19,11 @@ def draw(job: Job, params: jvae.Params) -> None:
       job: what was run.
       params: of the model; of an ensemble, the first one's.
     """
+    folder = job.folder / "figures"
+    folder.mkdir(exist_ok=True)
     figures = curves(job) | of_model(job, params)
     for name, figure in figures.items():
-        figure.savefig(job.folder / "figures" / f"{name}.png", dpi=150)
+        figure.savefig(folder / f"{name}.png", dpi=150)
 
 
 def curves(job: Job) -> dict[str, Figure]:

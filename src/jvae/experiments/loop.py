@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -17,9 +17,10 @@ import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
-from jvae.experiments import failure, figures, objective, results, run_folder
+from jvae.experiments import failure, figures, logbook, objective, results, run_folder
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.job import Job
+from jvae.experiments.logbook import Logger
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
 FREE_ON_RESUME = {
@@ -34,10 +35,13 @@ FREE_ON_RESUME = {
         "max_skipped",
     ),
     *("devices", "distributed", "coordinator", "num_processes", "process_id"),
+    *("tensorboard", "wandb"),
 }
 
 
-def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
+def run(
+    job: Job, *, console: rich.console.Console, loggers: Sequence[Logger] = ()
+) -> dict[str, Any]:
     """Train, evaluate and draw, into the run's folder.
 
     Of several processes all train and evaluate, and the first alone writes.
@@ -45,6 +49,7 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
     Args:
       job: what is to be run.
       console: where progress and results are shown.
+      loggers: told of each epoch, beside those that the settings ask for.
 
     Returns:
       The content of `result.json`.
@@ -59,18 +64,24 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
         saved, `failure.json` says where it happened, and `failure/` holds that step for
         `jvae.experiments.replay`.
       FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
+      ImportError: a logger that the settings ask for is not installed.
     """
     job.config.check_examples(len(job.train))
     mesh = job.mesh
     with contextlib.ExitStack() as stack:
-        distributed.on_first_process(lambda: _open(job, stack))
+        all_loggers = list(loggers)
+        distributed.on_first_process(lambda: all_loggers.extend(_open(job, stack)))
         interrupt = stack.enter_context(catch_interrupt())
         try:
             interrupt.deferred = True
             # A signal to one process ends all, after the same step.
             with _ended_with_the_others(job):
                 state = _train(
-                    job, mesh, console, stop=lambda: distributed.largest(interrupt.signum or 0) > 0
+                    job,
+                    mesh,
+                    console,
+                    all_loggers,
+                    stop=lambda: distributed.largest(interrupt.signum or 0) > 0,
                 )
             signum = distributed.largest(interrupt.signum or 0)
             interrupt.deferred = False
@@ -92,8 +103,9 @@ def run(job: Job, *, console: rich.console.Console) -> dict[str, Any]:
     return result
 
 
-def _open(job: Job, stack: contextlib.ExitStack) -> None:
-    """Make the run's folder or check that it can be gone on with, and lock it."""
+def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:
+    """Make the run's folder or check that it can be gone on with, lock it, open its loggers."""
+    logbook.check_installed(job.config)
     if job.config.resume:
         run_folder.read_settings(job.folder)  # which says so when there is none
     else:
@@ -101,6 +113,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> None:
     stack.enter_context(run_folder.lock(job.folder))
     if job.config.resume:
         _check_same_run(job)
+    return stack.enter_context(logbook.from_settings(job))
 
 
 def _write_results(job: Job, state: training.TrainState, result: dict[str, Any]) -> None:
@@ -147,7 +160,12 @@ def _check_same_run(job: Job) -> None:
 
 
 def _train(
-    job: Job, mesh: Mesh | None, console: rich.console.Console, *, stop: Callable[[], bool]
+    job: Job,
+    mesh: Mesh | None,
+    console: rich.console.Console,
+    loggers: Sequence[Logger],
+    *,
+    stop: Callable[[], bool],
 ) -> training.TrainState:
     """The state after the last epoch, or where `stop()` was first true, on one device.
 
@@ -215,7 +233,10 @@ def _train(
                 run_folder.append_metrics(job.folder, record)
             done = record["epoch"]
             ending = stop()
-            if ending or done % config.checkpoint_every == 0 or done == config.epochs:
+            saving = ending or done % config.checkpoint_every == 0 or done == config.epochs
+            if leads:
+                logbook.write(loggers, job, state, record, in_full=saving)
+            if saving:
                 checkpoint.save_state(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"

@@ -4,6 +4,7 @@ python -m jvae.experiments.mnist --help
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import tyro
@@ -11,6 +12,7 @@ import tyro
 from jvae import data, distributed
 from jvae.experiments import command_line, devices, run_folder, train
 from jvae.experiments import config as common
+from jvae.experiments.logbook import Logger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,8 +26,12 @@ class Config(common.Config):
     the 5,000 digits that jvae ships. One that is asked for is never replaced."""
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train, evaluate and draw as `config` says; see `jvae.experiments.loop.run`.
+
+    Args:
+      config: the settings.
+      loggers: functions to be told of each epoch, beside what the settings ask for.
 
     Raises:
       DataError: the dataset is missing or corrupt.
@@ -55,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
         )
     chosen: Any = dataset.name
     config = dataclasses.replace(config, dataset=chosen)
-    return train.train_on(dataset, config, folder, remarks=remarks)
+    return train.train_on(dataset, config, folder, remarks=remarks, loggers=loggers)
 
 
 def main() -> None:

@@ -30,12 +30,13 @@ def default_path(name: str) -> Path:
 
 
 def refuse_taken(folder: Path) -> None:
-    """Refuse a folder that holds something.
+    """Refuse a folder that holds something, were it not what `create` leaves when it is killed.
 
     Raises:
       RunFolderError: `folder` exists and is no empty folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    draft = _draft(folder / "config.json")
+    if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {draft}):
         raise RunFolderError(
             f"{folder} exists: add --resume to go on with it, or choose another --out"
         )
@@ -52,7 +53,6 @@ def create(folder: Path, settings: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", settings)
-        (folder / "figures").mkdir()
     except BaseException as error:
         if made:
             shutil.rmtree(folder, ignore_errors=True)
@@ -134,10 +134,13 @@ def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` so that a reader finds the old file or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.tmp")
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    draft, text = _draft(path), json.dumps(value, indent=2, allow_nan=False) + "\n"
     draft.write_text(text)
     draft.replace(path)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
@@ -156,9 +159,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines after `step`, which a resumed run will write again; return the rest."""
     kept = [record for record in read_metrics(folder) if record["step"] <= step]
-    draft = folder / ".metrics.jsonl.tmp"
+    path = folder / "metrics.jsonl"
+    draft = _draft(path)
     draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    draft.replace(folder / "metrics.jsonl")
+    draft.replace(path)
     return kept
 
 
@@ -168,11 +172,16 @@ def write_unfinished(folder: Path, step: int, bounds: list[float]) -> None:
 
 
 def read_unfinished(folder: Path, step: int) -> list[float]:
-    """The bounds kept at `step`; none where the run was left elsewhere."""
+    """The bounds of the steps before `step` in its epoch, as far as they are kept.
+
+    A run that is killed before the state beside them is saved goes on from an earlier step.
+    """
     if not (folder / UNFINISHED).exists():
         return []
     kept = _read_json(folder, UNFINISHED, missing="")
-    return list(kept["bounds"]) if kept["step"] == step else []
+    bounds: list[float] = kept["bounds"]
+    start = kept["step"] - len(bounds)
+    return bounds[: step - start] if start <= step <= kept["step"] else []
 
 
 def provenance() -> dict[str, Any]:

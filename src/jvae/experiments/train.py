@@ -4,7 +4,7 @@ jvae train --help
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jvae import binarisation, data, distributed, plotting
 from jvae.experiments import config as common
 from jvae.experiments import devices, inputs, loop, run_folder
 from jvae.experiments.job import Job
+from jvae.experiments.logbook import Logger
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,12 @@ class Config(common.Config):
         self._refuse_unless(self.split_seed >= 0, "split_seed", "at least 0")
 
 
-def run(config: Config) -> dict[str, Any]:
+def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train, evaluate and draw as `config` says; see `jvae.experiments.loop.run`.
+
+    Args:
+      config: the settings.
+      loggers: functions to be told of each epoch, beside what the settings ask for.
 
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
@@ -56,7 +61,7 @@ def run(config: Config) -> dict[str, Any]:
     dataset = inputs.load(
         config.data, config, test_fraction=config.test_fraction, split_seed=config.split_seed
     )
-    return train_on(dataset, config, folder)
+    return train_on(dataset, config, folder, loggers=loggers)
 
 
 def train_on(
@@ -65,6 +70,7 @@ def train_on(
     folder: Path,
     *,
     remarks: Mapping[str, Any] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, Any]:
     """Train on `dataset`; what `config` leaves open is proposed from the data.
 
@@ -73,6 +79,7 @@ def train_on(
       config: the settings.
       folder: the run's folder.
       remarks: what else `config.json` and `result.json` are to say.
+      loggers: functions to be told of each epoch, beside what the settings ask for.
 
     Raises:
       ConfigError: settings that do not fit the data.
@@ -144,4 +151,5 @@ def train_on(
             shown=x.shown if plotting.is_image(dataset.data_shape) else None,
         ),
         console=console,
+        loggers=loggers,
     )
