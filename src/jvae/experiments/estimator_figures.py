@@ -7,12 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import rich.box
 import rich.console
-import rich.table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
+from jvae.estimators import TABLE
 from jvae.experiments import slopes
 from jvae.experiments.gradient_moments import NETWORKS, Measures, Squared, from_json
 from jvae.experiments.run_folder import RunFolderError
@@ -24,16 +24,26 @@ BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
     *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000"),
 )
 WORDS = {"phi": "encoder φ", "theta": "decoder θ"}
+SYMBOLS = {"phi": "φ", "theta": "θ"}
 COLOURS = {"phi": BLUE, "theta": ORANGE}
 # The comparison of Rainforth et al. (2018) and the estimator that mends what they found.
-COMPARED = {
-    "sgvb_a": ("ELBO of K draws", BLACK, "s"),
-    "iwae": ("IWAE", RED, "o"),
-    "miwae": ("MIWAE", ORANGE, "^"),
-    "ciwae": ("CIWAE", GREEN, "D"),
-    "piwae": ("PIWAE", PURPLE, "v"),
-    "dreg": ("DReG", BLUE, "P"),
-}
+COMPARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "sgvb_a": {"label": "ELBO of K draws", "color": BLACK, "marker": "s"},
+        # Its decoder's curve lies under DReG's.
+        "iwae": {
+            "label": "IWAE",
+            "color": RED,
+            "marker": "o",
+            "markersize": 11,
+            "markerfacecolor": "none",
+        },
+        "miwae": {"label": "MIWAE", "color": ORANGE, "marker": "^"},
+        "ciwae": {"label": "CIWAE", "color": GREEN, "marker": "D"},
+        "piwae": {"label": "PIWAE", "color": PURPLE, "marker": "v"},
+        "dreg": {"label": "DReG", "color": BLUE, "marker": "P"},
+    }
+)
 
 
 class Slopes(NamedTuple):
@@ -43,6 +53,7 @@ class Slopes(NamedTuple):
     theta: float | None
 
 
+UNKNOWN = Slopes(None, None)
 # The noise of K draws is K^-½. The signal stays where the limit of the estimate depends on the
 # network. For the encoder of a bound that tends to log p(x) it falls as 1 / K: Rainforth et al.
 # (2018), Theorem 1, and so for VIMCO's scores. DReG's noise is K^-3/2: Tucker et al. (2019).
@@ -77,7 +88,7 @@ class Study(NamedTuple):
 
     Attributes:
       settings: of the study, and what ran.
-      points: by estimator, in rising K.
+      points: by estimator, in the order of README's table and in rising K.
     """
 
     settings: dict[str, Any]
@@ -113,11 +124,12 @@ def read(path: Path) -> Study:
             raise ValueError("the first line is no study's")
     except (ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{path} holds no records of a study: {error!r}") from error
-    return Study(settings, points)
+    known = [name for name in TABLE if name in points]
+    return Study(settings, {name: points[name] for name in [*known, *(points.keys() - known)]})
 
 
 def draw_folder(folder: Path, console: rich.console.Console) -> None:
-    """Print the table of every study in a folder, and write its figures there.
+    """Write the table and the figures of every study in a folder there, and print the tables.
 
     Raises:
       RunFolderError: there is none.
@@ -127,9 +139,13 @@ def draw_folder(folder: Path, console: rich.console.Console) -> None:
         raise RunFolderError(f"{folder} holds no records: no .jsonl file")
     for path in paths:
         study = read(path)
-        console.print(table(study))
+        if not study.points:
+            raise RunFolderError(f"{path} holds no measurement")
+        text = f"{study.title}\n\n{table(study)}"
+        path.with_suffix(".md").write_text(text, "utf-8")
+        console.print(text, markup=False, soft_wrap=True)
         for name, figure in figures(study).items():
-            figure.savefig(folder / f"{path.stem}-{name}.png", dpi=130)
+            figure.savefig(folder / f"{path.stem}-{name}.png", dpi=110)
     console.print(f"Records and figures are in {folder}", soft_wrap=True)
 
 
@@ -149,37 +165,46 @@ def fitted_slope(
     return slopes.log_log(ks, [s.root for s in squares], [s.root_stderr for s in squares])
 
 
-def table(study: Study) -> rich.table.Table:
+def table(study: Study) -> str:
     """Fitted slopes beside those of theory, in Markdown."""
-    columns = [
-        heading
-        for network in NETWORKS
-        for heading in (
-            f"{WORDS[network]}: theory",
-            "slope of SNR",
-            "of ‖E g‖ / noise",
-            "SNR, largest K",
-        )
-    ]
-    result = rich.table.Table(
-        "estimator", *columns, "time", box=rich.box.MARKDOWN, title=study.title
-    )
+    header = ["estimator"]
+    for network in NETWORKS:
+        header += [f"{SYMBOLS[network]}: theory", "slope of SNR", "slope of ‖E g‖ / noise", "SNR"]
+    rows = [[*header, "time"], ["---"] * (len(header) + 1)]
     for name, points in study.points.items():
-        cells = []
+        cells = [f"`{name}`"]
         for network in NETWORKS:
-            theory = getattr(THEORY.get(name, Slopes(None, None)), network)
+            theory = getattr(THEORY.get(name, UNKNOWN), network)
             last = points[-1].measures[network]
             if last is None:
-                cells += ["–"] * 4
+                cells += [""] * 4
                 continue
             cells += [
-                "–" if theory is None else f"{theory:+.1f}",
-                str(fitted_slope(points, network, lambda m: m.snr) or "not resolved"),
-                str(fitted_slope(points, network, lambda m: m.snr_of_length) or "not resolved"),
+                "?" if theory is None else _sign(f"{theory:+.1f}"),
+                *(
+                    _sign(str(fitted_slope(points, network, measure) or "not resolved"))
+                    for measure in (_snr, _snr_of_length)
+                ),
                 _with_error(last.snr),
             ]
-        result.add_row(f"`{name}`", *cells, f"{points[-1].relative_time:.1f}")
-    return result
+        rows.append([*cells, f"{points[-1].relative_time:.1f}"])
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def _snr(measures: Measures) -> Squared:
+    return measures.snr
+
+
+def _snr_of_length(measures: Measures) -> Squared:
+    return measures.snr_of_length
+
+
+def _bias(measures: Measures) -> Squared:
+    return measures.bias or Squared(0.0, 0.0)
+
+
+def _sign(number: str) -> str:
+    return number.replace("-", "−")
 
 
 def _with_error(squared: Squared) -> str:
@@ -201,108 +226,96 @@ def figures(study: Study) -> dict[str, Figure]:
 
 def comparison(study: Study) -> Figure:
     """The signal-to-noise ratios of Rainforth et al. (2018), Section 4, against K."""
-    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
+    first = None
     for i, network in enumerate(NETWORKS):
-        axes: Axes = figure.add_subplot(1, 2, i + 1)
-        for name, (label, colour, marker) in COMPARED.items():
-            points = study.points.get(name, [])
-            _curve(axes, points, network, lambda m: m.snr, label=label, color=colour, marker=marker)
+        axes: Axes = figure.add_subplot(1, 2, i + 1, sharey=first)
+        first = first or axes
+        for name, style in COMPARED.items():
+            _curve(axes, study.points.get(name, []), network, _snr, **style)
         _log_axes(axes, study)
         axes.set_title(WORDS[network])
         axes.set_xlabel("number of samples K")
-        _triangle(axes, RISES, (0.06, 0.80))
-        if network == "phi":
-            _triangle(axes, FALLS, (0.06, 0.06))
-    figure.axes[0].set_ylabel("signal-to-noise ratio\nof the gradient")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(COMPARED), frameon=False)
-    figure.suptitle(study.title, fontsize="medium")
+    for axes in figure.axes:
+        _guide(axes, RISES, (0.06, 0.80))
+    _guide(figure.axes[0], FALLS, (0.06, 0.25))
+    figure.axes[0].set_ylabel("signal-to-noise ratio of the gradient")
+    _finish(figure, study, across=len(COMPARED))
     return figure
 
 
 def each_estimator(study: Study) -> Figure:
     """A panel for each estimator: its two signal-to-noise ratios, and the slopes of theory."""
-    figure = _panels(study, "SNR")
-    for axes, (name, points) in zip(figure.axes, study.points.items(), strict=False):
+    figure = _panels(study, "signal-to-noise ratio")
+    for axes, (name, points) in zip(figure.axes, study.points.items(), strict=True):
         for network in NETWORKS:
-            colour = COLOURS[network]
-            _curve(
-                axes,
-                points,
-                network,
-                lambda m: m.snr,
-                label=WORDS[network],
-                color=colour,
-                marker="o",
-            )
-            slope = getattr(THEORY.get(name, Slopes(None, None)), network)
+            style = {"color": COLOURS[network], "label": WORDS[network], "marker": "o"}
+            _curve(axes, points, network, _snr, **style)
+            slope = getattr(THEORY.get(name, UNKNOWN), network)
             last = points[-1].measures[network]
             if slope is None or last is None or not last.snr.is_resolved:
                 continue
-            ks = [p.num_samples for p in points]
-            guide = [last.snr.root * (k / ks[-1]) ** slope for k in ks]
-            axes.plot(ks, guide, color=colour, linestyle=":", linewidth=1.2, label="theory's slope")
-    return _finished(figure, study)
+            ks = [point.num_samples for point in points]
+            line = [last.snr.root * (k / ks[-1]) ** slope for k in ks]
+            axes.plot(ks, line, color="black", linestyle=":", label="slope in theory", zorder=3)
+    _finish(figure, study, across=3)
+    return figure
 
 
 def bias_and_noise(study: Study) -> Figure:
     """A panel for each estimator: how far its mean and its draws are from the limit, K → ∞."""
-    figure = _panels(study, "nats per unit of weight")
-    for axes, (_, points) in zip(figure.axes, study.points.items(), strict=False):
+    figure = _panels(study, "length, nats per unit of weight")
+    for axes, points in zip(figure.axes, study.points.values(), strict=True):
+        resolved = False
         for network in NETWORKS:
             colour, word = COLOURS[network], WORDS[network]
-            found = [
-                (p.num_samples, m.noise) for p in points if (m := p.measures[network]) is not None
+            noise = [
+                (point.num_samples, measures.noise)
+                for point in points
+                if (measures := point.measures[network]) is not None
             ]
-            if found:
-                axes.plot(
-                    *zip(*found, strict=True),
-                    color=colour,
-                    linestyle="--",
-                    label=f"noise, {word}",
-                    linewidth=1.2,
-                )
-            _curve(
-                axes,
-                points,
-                network,
-                lambda m: m.bias or Squared(0, 0),
-                label=f"bias, {word}",
-                color=colour,
-                marker="o",
-            )
-    return _finished(figure, study)
+            if noise:
+                label = f"noise of {word}"
+                axes.plot(*zip(*noise, strict=True), color=colour, linestyle="--", label=label)
+            style = {"color": colour, "label": f"bias of {word}", "marker": "o"}
+            resolved |= _curve(axes, points, network, _bias, **style)
+        if not resolved:
+            axes.text(0.05, 0.06, "no bias seen", transform=axes.transAxes)
+    _finish(figure, study, across=4)
+    return figure
 
 
 def cost(study: Study) -> Figure:
     """The time of a gradient for each estimator and K."""
     names = list(study.points)[::-1]
-    figure = Figure(figsize=(7, 1.2 + 0.28 * len(names)), layout="constrained")
+    figure = Figure(figsize=(7, 1.4 + 0.28 * len(names)), layout="constrained")
     axes: Axes = figure.add_subplot()
-    ks = sorted({p.num_samples for points in study.points.values() for p in points})
+    ks = _all_num_samples(study)
     for i, k in enumerate(ks):
-        shade = str(0.8 - 0.8 * i / max(1, len(ks) - 1))
         found = [
-            (p.relative_time, row)
+            (point.relative_time, row)
             for row, name in enumerate(names)
-            for p in study.points[name]
-            if p.num_samples == k
+            for point in study.points[name]
+            if point.num_samples == k
         ]
-        axes.plot(
-            *zip(*found, strict=True),
-            "o",
-            color=shade,
-            markeredgecolor="black",
-            markeredgewidth=0.5,
-            label=f"K = {k}",
-        )
-    axes.set_yticks(range(len(names)), names)
+        shade = str(0.9 - 0.9 * i / max(1, len(ks) - 1))
+        style: dict[str, Any] = {"color": shade, "markeredgecolor": "black", "label": f"K = {k}"}
+        axes.plot(*zip(*found, strict=True), "o", **style)
+    axes.set_yticks(range(len(names)), names, family="monospace")
     axes.set_xscale("log")
-    axes.set_xlabel("time of a gradient over that of `elbo` with K = 1")
+    axes.xaxis.set_major_formatter(PLAIN)
+    axes.xaxis.set_minor_formatter("")
+    axes.set_xlabel("time of a gradient over that of elbo with K = 1")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=min(6, len(ks)), frameon=False)
-    figure.suptitle(study.title, fontsize="medium")
+    _finish(figure, study, across=6)
     return figure
+
+
+PLAIN = FuncFormatter(lambda value, _: f"{value:g}")
+
+
+def _all_num_samples(study: Study) -> list[int]:
+    return sorted({point.num_samples for points in study.points.values() for point in points})
 
 
 def _curve(
@@ -311,44 +324,48 @@ def _curve(
     network: str,
     measure: Callable[[Measures], Squared],
     **style: Any,
-) -> None:
-    """The points that are resolved, with two standard errors each way."""
+) -> bool:
+    """Draw the points that are resolved, with two standard errors each way; whether any is."""
     found = [
-        (p.num_samples, squared.root, 2 * squared.root_stderr)
-        for p in points
-        if (m := p.measures[network]) is not None and (squared := measure(m)).is_resolved
+        (point.num_samples, squared.root, 2 * squared.root_stderr)
+        for point in points
+        if (measures := point.measures[network]) is not None
+        and (squared := measure(measures)).is_resolved
     ]
     if found:
         ks, values, errors = zip(*found, strict=True)
         # On a log axis the lower end must stay above 0.
-        low = [min(e, 0.9 * v) for v, e in zip(values, errors, strict=True)]
-        axes.errorbar(ks, values, yerr=[low, errors], markersize=5, linewidth=1.5, **style)
+        low = [min(error, 0.9 * value) for value, error in zip(values, errors, strict=True)]
+        axes.errorbar(ks, values, yerr=[low, errors], **style)
+    return bool(found)
 
 
 def _log_axes(axes: Axes, study: Study) -> None:
-    ks = sorted({p.num_samples for points in study.points.values() for p in points})
+    ks = _all_num_samples(study)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter("")
     axes.set_xticks(ks, [str(k) for k in ks])
     axes.set_xticks([], minor=True)
     axes.set_xlim(ks[0] / 1.4, ks[-1] * 1.4)
     axes.grid(alpha=0.3)
 
 
-def _triangle(axes: Axes, slope: float, corner: tuple[float, float]) -> None:
-    """A short line of that slope, at a place in the axes' own units from 0 to 1."""
-    to_data = axes.transAxes + axes.transData.inverted()
-    x, y = to_data.transform(corner)
-    end = 4 * x
-    axes.plot([x, end], [y, y * 4**slope], color="grey", linewidth=3, alpha=0.6, zorder=0)
-    axes.annotate(
-        f"slope {slope:+.1f}".replace("-", "−"),
-        (end, y * 4**slope),
-        color="grey",
-        xytext=(5, 0),
-        textcoords="offset points",
-        va="center",
-    )
+def _guide(axes: Axes, slope: float, corner: tuple[float, float]) -> None:
+    """A short line of that slope, from a place in the axes' own units, 0 to 1."""
+    low, high = axes.get_ylim()
+    x, y = (axes.transAxes + axes.transData.inverted()).transform(corner)
+    end = (4 * x, y * 4**slope)
+    axes.plot(*zip((x, y), end, strict=True), color="grey", linewidth=4, alpha=0.5, zorder=0)
+    offset: dict[str, Any] = {
+        "xytext": (6, 0),
+        "textcoords": "offset points",
+        "va": "center",
+        "color": "grey",
+    }
+    axes.annotate(_sign(f"slope {slope:+.1f}"), end, **offset)
+    axes.set_ylim(low, high)
 
 
 def _panels(study: Study, ylabel: str) -> Figure:
@@ -356,33 +373,26 @@ def _panels(study: Study, ylabel: str) -> Figure:
     num = len(study.points)
     across = min(5, num)
     down = -(-num // across)
-    figure = Figure(figsize=(2.4 * across + 0.6, 2.0 * down + 1.2), layout="constrained")
+    figure = Figure(figsize=(2.3 * across + 0.7, 1.9 * down + 1.2), layout="constrained")
     first = None
     for i, name in enumerate(study.points):
-        axes = figure.add_subplot(down, across, i + 1, sharex=first, sharey=first)
+        axes: Axes = figure.add_subplot(down, across, i + 1, sharex=first, sharey=first)
         first = first or axes
+        _log_axes(axes, study)
         axes.set_title(name, fontsize="medium", family="monospace")
-        if i % across == 0:
-            axes.set_ylabel(ylabel)
-        else:
-            axes.tick_params(labelleft=False)
+        axes.tick_params(labelleft=i % across == 0, labelbottom=i + across >= num)
         if i + across >= num:
             axes.set_xlabel("K")
-        else:
-            axes.tick_params(labelbottom=False)
+    figure.supylabel(ylabel, fontsize="medium")
     return figure
 
 
-def _finished(figure: Figure, study: Study) -> Figure:
-    for axes in figure.axes:
-        _log_axes(axes, study)
-        axes.tick_params(labelsize="small")
-    labelled = {}
+def _finish(figure: Figure, study: Study, *, across: int) -> None:
+    """One legend for all axes, and the title."""
+    labelled: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labelled.setdefault(label, handle)
-    figure.legend(
-        labelled.values(), labelled.keys(), loc="outside lower center", ncols=4, frameon=False
-    )
+    handles, labels = list(labelled.values()), list(labelled)
+    figure.legend(handles, labels, loc="outside lower center", ncols=across, frameon=False)
     figure.suptitle(study.title, fontsize="medium")
-    return figure

@@ -98,6 +98,9 @@ class Config:
             raise ConfigError(f"--estimators must be among {list(TABLE)}, got {unknown}")
         if not self.num_samples or min(self.num_samples) < 1:
             raise ConfigError(f"--num-samples must be at least 1 each, got {self.num_samples}")
+        if not list(self.points):
+            needed = min(TABLE[name].num_samples_needed for name in self.estimators)
+            raise ConfigError(f"--num-samples must be at least {needed} for {self.estimators}")
         if self.num_draws < 2 * NUM_BLOCKS or self.num_draws % NUM_BLOCKS:
             expected = f"a multiple of {NUM_BLOCKS}, at least {2 * NUM_BLOCKS}"
             raise ConfigError(f"--draws must be {expected}, got {self.draws}")
@@ -254,6 +257,7 @@ def _measured(
             for name in targets
         }
     num_weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    most_gradients = GRADIENTS_IN_A_CHUNK // num_weights
     work = sum(k * _num_outer(name) for k, names in config.points for name in names)
     # No thread draws the bar while a gradient is timed.
     progress = rich.progress.Progress(
@@ -263,14 +267,18 @@ def _measured(
         auto_refresh=False,
     )
     task = progress.add_task("", total=work * config.num_draws)
+
+    def advance(draws_of_z: int, draws: int) -> None:
+        progress.update(task, advance=draws * draws_of_z, refresh=True)
+
     with progress:
         for num_samples, names in config.points:
             progress.update(task, description=f"timing, K = {num_samples}", refresh=True)
             times = _times(config, params, x, keys.timing, num_samples, names)
             for name in names:
                 progress.update(task, description=f"{name}, K = {num_samples}", refresh=True)
-                in_all = num_samples * _num_outer(name)
-                values = in_all * max(x.size, len(x) * params.model.encoder.event_shape[0])
+                draws_of_z = num_samples * _num_outer(name)
+                most = min(VALUES_IN_A_CHUNK // (draws_of_z * x.size), most_gradients)
                 blocks = gradient_moments.of_gradient(
                     _bound(name, num_samples),
                     params,
@@ -278,18 +286,14 @@ def _measured(
                     _key_of(keys.draws, name, num_samples),
                     num_draws=config.num_draws,
                     num_blocks=NUM_BLOCKS,
-                    chunk=max(
-                        1, min(VALUES_IN_A_CHUNK // values, GRADIENTS_IN_A_CHUNK // num_weights)
-                    ),
-                    on_chunk=lambda draws, in_all=in_all: progress.update(
-                        task, advance=draws * in_all, refresh=True
-                    ),
+                    chunk=max(1, most),
+                    on_chunk=functools.partial(advance, draws_of_z),
                 )
                 yield {
                     "kind": "point",
                     "estimator": name,
                     "num_samples": num_samples,
-                    "draws_of_z": in_all,
+                    "draws_of_z": draws_of_z,
                     **_measures(blocks, targets[name], f"{name} with K = {num_samples}"),
                     **times[name],
                 }

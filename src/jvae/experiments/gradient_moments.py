@@ -23,15 +23,15 @@ NETWORKS = ("phi", "theta")
 
 
 class Moments(NamedTuple):
-    """Of `count` draws of a vector.
+    """Of `num` draws of a vector.
 
     Attributes:
-      count: n.
+      num: of draws, n.
       mean: [num_weights] float64.
       square: [num_weights] float64, the sum of squared deviations from the mean.
     """
 
-    count: int
+    num: int
     mean: Float[np.ndarray, "num_weights"]
     square: Float[np.ndarray, "num_weights"]
 
@@ -107,17 +107,17 @@ def flat_by_network(params: Params) -> dict[str, Float[Array, "num_weights"]]:
 
 def merge(a: Moments, b: Moments) -> Moments:
     """The moments of the draws of both: Chan, Golub & LeVeque (1983), eq. 2.1."""
-    count, shift = a.count + b.count, b.mean - a.mean
-    mean = a.mean + shift * (b.count / count)
-    return Moments(count, mean, a.square + b.square + shift**2 * (a.count * b.count / count))
+    num, shift = a.num + b.num, b.mean - a.mean
+    mean = a.mean + shift * (b.num / num)
+    return Moments(num, mean, a.square + b.square + shift**2 * (a.num * b.num / num))
 
 
 def without(whole: Moments, part: Moments) -> Moments:
     """The moments of the draws of `whole` that are not of `part`: `merge` solved for one of two."""
-    count = whole.count - part.count
-    mean = whole.mean + (whole.mean - part.mean) * (part.count / count)
-    between = (part.mean - mean) ** 2 * (part.count * count / whole.count)
-    return Moments(count, mean, np.maximum(whole.square - part.square - between, 0))
+    num = whole.num - part.num
+    mean = whole.mean + (whole.mean - part.mean) * (part.num / num)
+    between = (part.mean - mean) ** 2 * (part.num * num / whole.num)
+    return Moments(num, mean, np.maximum(whole.square - part.square - between, 0))
 
 
 def of_gradient(
@@ -186,6 +186,7 @@ def measure(
     """Signal, noise and bias, with standard errors by the jackknife over blocks.
 
     A squared mean of n draws is too large by variance / n in expectation; that much is taken off.
+    Where nothing but noise is left of a square, the jackknife's error is up to √2 too large.
 
     Args:
       blocks: of independent draws, at least two.
@@ -213,10 +214,10 @@ def measure(
         variance = _variance(moments)[noisy]
         # A weight may have moved in the block left out alone.
         variance = np.where(variance > 0, variance, np.inf)
-        return float((moments.mean[noisy] ** 2 / variance).mean() - 1 / moments.count)
+        return float((moments.mean[noisy] ** 2 / variance).mean() - 1 / moments.num)
 
     def mean_from(point: Float[np.ndarray, "num_weights"] | float) -> Callable[[Moments], float]:
-        return lambda m: float(((m.mean - point) ** 2).sum() - _variance(m).sum() / m.count)
+        return lambda m: float(((m.mean - point) ** 2).sum() - _variance(m).sum() / m.num)
 
     variance = _variance(whole)
     return Measures(
@@ -231,7 +232,7 @@ def measure(
 
 
 def _variance(moments: Moments) -> Float[np.ndarray, "num_weights"]:
-    return moments.square / (moments.count - 1)
+    return moments.square / (moments.num - 1)
 
 
 def to_json(measures: Measures) -> dict[str, object]:

@@ -14,24 +14,26 @@ class Slope(NamedTuple):
     stderr: float
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f} ± {self.stderr:.2f}"
+        return f"{self.value:+.3f} ± {self.stderr:.3f}"
 
 
-def log_log(x: Sequence[float], y: Sequence[float], y_stderr: Sequence[float]) -> Slope | None:
+def log_log(
+    x: Sequence[float | int], y: Sequence[float | int], y_stderr: Sequence[float | int]
+) -> Slope | None:
     """The exponent of y ∝ x^slope: weighted least squares of log y on log x.
 
     The standard error is that of the points' own errors or, where they scatter by more than these
     (χ² above its degrees of freedom), larger by the root of that ratio.
 
     Args:
-      x: positive numbers.
-      y: positive numbers.
-      y_stderr: the standard error of each y, positive.
+      x: [num_points], positive.
+      y: [num_points], positive.
+      y_stderr: [num_points], the standard error of each y, positive.
 
     Returns:
       None for fewer than two points.
     """
-    if len(set(x)) < 2:
+    if len(np.unique(x)) < 2:
         return None
     log_x, log_y = np.log(x), np.log(y)
     weight = (np.asarray(y) / np.asarray(y_stderr)) ** 2
