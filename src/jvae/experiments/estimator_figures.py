@@ -236,9 +236,11 @@ def comparison(study: Study) -> Figure:
         _log_axes(axes, study)
         axes.set_title(WORDS[network])
         axes.set_xlabel("number of samples K")
+    low, high = figure.axes[0].get_ylim()
+    figure.axes[0].set_ylim(low / 3, high * 2)  # room for the guides
     for axes in figure.axes:
-        _guide(axes, RISES, (0.06, 0.80))
-    _guide(figure.axes[0], FALLS, (0.06, 0.25))
+        _guide(axes, RISES, 0.94)
+    _guide(figure.axes[0], FALLS, 0.05)
     figure.axes[0].set_ylabel("signal-to-noise ratio of the gradient")
     _finish(figure, study, across=len(COMPARED))
     return figure
@@ -352,20 +354,13 @@ def _log_axes(axes: Axes, study: Study) -> None:
     axes.grid(alpha=0.3)
 
 
-def _guide(axes: Axes, slope: float, corner: tuple[float, float]) -> None:
-    """A short line of that slope, from a place in the axes' own units, 0 to 1."""
-    low, high = axes.get_ylim()
-    x, y = (axes.transAxes + axes.transData.inverted()).transform(corner)
-    end = (4 * x, y * 4**slope)
-    axes.plot(*zip((x, y), end, strict=True), color="grey", linewidth=4, alpha=0.5, zorder=0)
-    offset: dict[str, Any] = {
-        "xytext": (6, 0),
-        "textcoords": "offset points",
-        "va": "center",
-        "color": "grey",
-    }
-    axes.annotate(_sign(f"slope {slope:+.1f}"), end, **offset)
-    axes.set_ylim(low, high)
+def _guide(axes: Axes, slope: float, height: float) -> None:
+    """A short line of that slope, which ends at a height in the axes' own units, 0 to 1."""
+    x, y = (axes.transAxes + axes.transData.inverted()).transform((0.06, height))
+    end = (4 * x, y)
+    axes.plot([x, end[0]], [y / 4**slope, y], color="grey", linewidth=4, alpha=0.5, zorder=0)
+    offset: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+    axes.annotate(_sign(f"slope {slope:+.1f}"), end, color="grey", **offset)
 
 
 def _panels(study: Study, ylabel: str) -> Figure:

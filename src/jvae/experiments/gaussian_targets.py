@@ -169,7 +169,7 @@ def _tvo(given: _Given, partition: int) -> Array:
 
 
 # From the Gaussians at an example, and the row's settings, to what its estimate tends to.
-_LIMITS: Mapping[str, Callable[..., Array]] = MappingProxyType(
+LIMITS: Mapping[str, Callable[..., Array]] = MappingProxyType(
     {
         "elbo": _elbo,
         "sgvb_a": _elbo,
@@ -208,20 +208,20 @@ def limit_of_gradient(
       For φ and θ the gradient of the mean over the batch, in the order of
       `gradient_moments.flat_by_network`; None where no limit is written down for this row.
     """
-    if name != "sleep_phi" and name not in _LIMITS:
+    if name != "sleep_phi" and name not in LIMITS:
         return None
     arguments = inspect.signature(row.bound).parameters
     settings = {
         key: argument.default
         for key, argument in arguments.items()
         if key not in ("params", "x", "key", "num_samples", "num_outer")
-        and key in inspect.signature(_LIMITS.get(name, _sleep)).parameters
+        and key in inspect.signature(LIMITS.get(name, _sleep)).parameters
     }
 
     def value(params: jvae.Params) -> Array:
         if name == "sleep_phi":
             return _sleep(params)
-        limit = _LIMITS[name]
+        limit = LIMITS[name]
         return jax.vmap(lambda x: limit(_given(params, x), **settings))(wide_x).mean()
 
     with jax.enable_x64(True):
