@@ -339,6 +339,21 @@ def test_gradients_tend_to_their_limits(name: str, small: tuple[jvae.Params, Arr
         assert length == 0 or allowed < 0.1 * length
 
 
+def test_the_limit_of_sleep_where_the_variance_of_q_depends_on_x() -> None:
+    params, x = linear_gaussian.make(3, 2, 1.0), jnp.zeros((4, 3))
+    exact = linear_gaussian.Exact.of(params)
+    params = linear_gaussian.with_encoder(params, exact.A, exact.a, 0.2 * exact.B, exact.c)
+    limit = gaussian_targets.limit_of_gradient("sleep_phi", TABLE["sleep_phi"], params, x)
+    assert limit is not None
+    bound = functools.partial(jvae.sleep_phi, num_samples=100)
+    found = gradient_moments.of_gradient(
+        bound, params, x, KEY, num_draws=1000, num_blocks=10, chunk=100
+    )
+    whole = functools.reduce(gradient_moments.merge, found["phi"])
+    stderr = np.sqrt(whole.square / 999 / 1000)
+    np.testing.assert_array_less(np.abs(whole.mean - limit["phi"]), SIGMAS * stderr)
+
+
 def test_a_row_without_a_limit_has_none(small: tuple[jvae.Params, Array]) -> None:
     assert gaussian_targets.limit_of_gradient("new", TABLE["elbo"], *small) is None
 
