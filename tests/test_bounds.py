@@ -394,7 +394,7 @@ def test_lower_variance(
     for bound in (quiet, noisy):
         _, gradients = values_and_gradients(bound, params, x, 4000)
         totals.append(sum(leaf.var(axis=0).sum() for leaf in leaves(gradients, "encoder")))
-    record_property("ratio of variances", totals[0] / totals[1])
+    record_property("ratio of variances", float(totals[0] / totals[1]))
     assert totals[0] < 0.7 * totals[1]
 
 
