@@ -16,7 +16,7 @@ train: $(VENV)/installed-experiments
 check: lint types test
 
 test: $(VENV)/installed-dev
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -554,7 +554,7 @@ def train_on(path: Path, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def save_untrained(job: Job, *, console: object) -> dict[str, Any]:
+def save_untrained(job: Job, **how: object) -> dict[str, Any]:
     """What a run leaves for evaluation, without a step of training."""
     run_folder.create(job.folder, job.settings())
     params = random_params(job.model)

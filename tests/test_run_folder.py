@@ -144,3 +144,18 @@ with run_folder.lock(Path({str(tmp_path)!r})):
     assert killed.returncode == -signal.SIGKILL
     with run_folder.lock(tmp_path):
         pass
+
+
+def test_bounds_of_unfinished_epochs_serve_every_checkpoint_that_is_kept(tmp_path: Path) -> None:
+    """Killed before the state of a later epoch is saved, a run goes on in the one before."""
+    for step, bounds in ((3, [0.0, 1.0, 2.0]), (12, [10.0, 11.0]), (13, [10.0, 11.0, 12.0])):
+        run_folder.write_unfinished(tmp_path, step, bounds)
+    kept = {step: run_folder.read_unfinished(tmp_path, step) for step in (0, 2, 3, 4, 10, 12, 13)}
+    assert kept == {
+        **{0: [], 2: [0, 1], 3: [0, 1, 2], 4: []},
+        **{10: [], 12: [10, 11], 13: [10, 11, 12]},
+    }
+    for step in (21, 31):
+        run_folder.write_unfinished(tmp_path, step, [float(step)])
+    assert run_folder.read_unfinished(tmp_path, 3) == []
+    assert run_folder.read_unfinished(tmp_path, 13) == [10, 11, 12]

@@ -633,9 +633,7 @@ def test_a_run_interrupted_within_an_epoch_goes_on_as_if_it_never_was(
         assert [record["epoch"] for record in metrics(folder)] == [*range(1, done // STEPS + 1)]
         assert not (folder / "result.json").exists()
         if done % STEPS:
-            kept = json.loads((folder / run_folder.UNFINISHED).read_text())
-            assert kept["step"] == done
-            assert len(kept["bounds"]) == done % STEPS
+            assert len(run_folder.read_unfinished(folder, done)) == done % STEPS
     run(grey, folder, **STREAMED, resume=True)
     assert metrics(folder) == metrics(whole)
     assert_same_state(last_state(folder, (6, 5), MODEL), last_state(whole, (6, 5), MODEL))
@@ -699,7 +697,7 @@ def test_a_run_killed_as_it_saves_within_an_epoch_keeps_what_it_had_saved_of_it_
         patch.setattr(checkpoint, "save_state", dying)
         with pytest.raises(Killed):
             run(grey, folder, **STREAMED, resume=True)
-    assert json.loads((folder / run_folder.UNFINISHED).read_text())["step"] == 10
+    assert run_folder.read_unfinished(folder, 10)
     run(grey, folder, **STREAMED, resume=True)
     assert metrics(folder) == metrics(whole)
     assert_same_state(last_state(folder, (6, 5), MODEL), last_state(whole, (6, 5), MODEL))

@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
-UNFINISHED = "unfinished_epoch.json"
+UNFINISHED = "unfinished_epochs.json"
+# One more than there are checkpoints to go on from.
+_UNFINISHED_KEPT = 3
 EVALUATION = "evaluation.json"
 
 
@@ -167,8 +169,14 @@ def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
 
 
 def write_unfinished(folder: Path, step: int, bounds: list[float]) -> None:
-    """Keep the bounds of an epoch's steps up to `step`, for the line of a run that goes on."""
-    write_json(folder / UNFINISHED, {"step": step, "bounds": bounds})
+    """Keep the bounds of an epoch's steps up to `step`, for the line of a run that goes on.
+
+    Those of the epochs stopped in before stay too: a run that is killed now may go on from there.
+    """
+    start = step - len(bounds)
+    others = [kept for kept in _unfinished(folder) if kept["step"] - len(kept["bounds"]) != start]
+    latest = [*others, {"step": step, "bounds": bounds}][-_UNFINISHED_KEPT:]
+    write_json(folder / UNFINISHED, {"epochs": latest})
 
 
 def read_unfinished(folder: Path, step: int) -> list[float]:
@@ -176,12 +184,19 @@ def read_unfinished(folder: Path, step: int) -> list[float]:
 
     A run that is killed before the state beside them is saved goes on from an earlier step.
     """
+    for kept in _unfinished(folder):
+        bounds: list[float] = kept["bounds"]
+        start = kept["step"] - len(bounds)
+        if start <= step <= kept["step"]:
+            return bounds[: step - start]
+    return []
+
+
+def _unfinished(folder: Path) -> list[dict[str, Any]]:
     if not (folder / UNFINISHED).exists():
         return []
-    kept = _read_json(folder, UNFINISHED, missing="")
-    bounds: list[float] = kept["bounds"]
-    start = kept["step"] - len(bounds)
-    return bounds[: step - start] if start <= step <= kept["step"] else []
+    epochs: list[dict[str, Any]] = _read_json(folder, UNFINISHED, missing="")["epochs"]
+    return epochs
 
 
 def provenance() -> dict[str, Any]:
