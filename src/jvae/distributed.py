@@ -76,6 +76,11 @@ def make_mesh(devices_per_process: int | None = None) -> Mesh:
     return jax.make_mesh((len(chosen),), ("devices",), (AxisType.Auto,), devices=chosen)
 
 
+def _split(mesh: Mesh) -> NamedSharding:
+    """The first axis shared out over the devices."""
+    return NamedSharding(mesh, PartitionSpec("devices"))
+
+
 def replicate(tree: Tree, mesh: Mesh) -> Tree:
     """Arrays, keys among them, on every device of `mesh`, given alike in every process."""
     return jax.tree.map(lambda leaf: _place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
@@ -89,7 +94,7 @@ def place_members(state: TrainState, mesh: Mesh) -> TrainState:
     """
     if len(state.key) % mesh.size:
         raise ValueError(f"{len(state.key)} members cannot be shared by {mesh.size} devices")
-    split = NamedSharding(mesh, PartitionSpec("devices"))
+    split = _split(mesh)
     members = jax.tree.map(lambda leaf: _place(leaf, split), state._replace(step=None))  # type: ignore[arg-type]
     return members._replace(step=replicate(state.step, mesh))
 
@@ -116,7 +121,7 @@ def split_batches(mesh: Mesh, preprocess: Preprocess | None = None) -> Preproces
       mesh: from `make_mesh`.
       preprocess: as `make_epoch` takes it.
     """
-    split = NamedSharding(mesh, PartitionSpec("devices"))
+    split = _split(mesh)
 
     def preprocess_part(images: Array, key: PRNGKeyArray) -> Array:
         images = jax.lax.with_sharding_constraint(images, split)
@@ -130,7 +135,7 @@ def join_batches(
     batches: Iterable[Shaped[np.ndarray, "..."]], mesh: Mesh
 ) -> Iterator[Shaped[Array, "..."]]:
     """Batches over all devices from each process's own share, such as `jvae.data.batches` gives."""
-    split = NamedSharding(mesh, PartitionSpec("devices"))
+    split = _split(mesh)
     for batch in batches:
         yield jax.make_array_from_process_local_data(split, batch)
 
@@ -145,9 +150,7 @@ def split_examples(
     again at the end: cut the results with `to_host(...)[:num]`.
     """
     padded = -(-len(x) // mesh.size) * mesh.size
-    return _place(
-        np.resize(x, (padded, *x.shape[1:])), NamedSharding(mesh, PartitionSpec("devices"))
-    )
+    return _place(np.resize(x, (padded, *x.shape[1:])), _split(mesh))
 
 
 def to_host(tree: Tree) -> Tree:

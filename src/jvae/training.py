@@ -342,7 +342,8 @@ def _convolves_on_cpu(run: Any, state: TrainState, data: Array, batch_size: int)
         return False
     steps = steps_per_epoch(len(data), batch_size)
     order = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
-    return _convolves(run.trace(members(state)[0], data, order).jaxpr.jaxpr)
+    one = jax.eval_shape(lambda state: members(state)[0], state)  # of an ensemble no copy is made
+    return _convolves(run.trace(one, data, order).jaxpr.jaxpr)
 
 
 def _convolves(jaxpr: jax.extend.core.Jaxpr) -> bool:

@@ -24,16 +24,8 @@ from jvae.experiments.logbook import Logger
 
 # Settings that a resumed run may change: the numbers of the epochs done do not depend on them.
 FREE_ON_RESUME = {
-    *(
-        "epochs",
-        "out",
-        "resume",
-        "data",
-        "data_dir",
-        "checkpoint_every",
-        "nll_samples",
-        "max_skipped",
-    ),
+    *("epochs", "out", "resume", "data", "data_dir"),
+    *("checkpoint_every", "nll_samples", "max_skipped"),
     *("devices", "distributed", "coordinator", "num_processes", "process_id"),
     *("tensorboard", "wandb"),
 }

@@ -82,7 +82,7 @@ def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
 
 def _models(job: Job, state: TrainState) -> list[jvae.Params]:
     """The weights of each model, on all of the run's devices."""
-    models = [one.params for one in members(state)]
+    models = [one.params for one in members(state._replace(opt_state=()))]
     if job.mesh is None:
         return models
     return [distributed.replicate(params, job.mesh) for params in models]
