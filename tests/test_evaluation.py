@@ -18,8 +18,8 @@ from standard_errors import SIGMAS, assert_mean_is
 import jvae
 from jvae import evaluation
 from jvae.estimators import log_mean_exp
-from jvae.evaluation.chunks import rows_at_once
 from jvae.evaluation.estimates import from_log_weights
+from jvae.evaluation.examples import rows_at_once
 
 KEY = jax.random.key(3)
 

@@ -21,6 +21,8 @@ ROOT = Path(jvae.__file__).parent
 # A module imports only what stands above it.
 ORDER = [
     "checks",
+    "chunks",
+    "threefry",
     "distributions",
     "priors",
     "networks",

@@ -3,13 +3,15 @@
 Numbers obtained under two of them never compare: they are densities of different data.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8, UInt32
 
+from jvae import threefry
 from jvae.training import Preprocess
 
 
@@ -22,15 +24,11 @@ def grey(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
 def bernoulli(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
     """Pixels of 0 and 1, each 1 with probability value / 255.
 
-    Two pixels share a 32-bit word of randomness, which halves the cost of a draw: probabilities
-    are exact at 0 and 255 and within 2⁻¹⁷ between.
+    Of 16 random bits a pixel: probabilities are exact at 0 and 255 and within 2⁻¹⁷ between.
     """
-    words = jax.random.bits(key, ((images.size + 1) // 2,), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(-1)
-    uniform = halves[: images.size].reshape(images.shape).astype(jnp.uint32)
     values = images.astype(jnp.uint32)
     probability = values * 257 + (values >> 7)  # round(2¹⁶ · value / 255)
-    return (uniform < probability).astype(jnp.float32)
+    return (_uniform(key, images.shape) < probability).astype(jnp.float32)
 
 
 def threshold(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
@@ -47,8 +45,15 @@ def dequantise(images: UInt8[Array, "..."], key: PRNGKeyArray) -> Float[Array, "
     pixels. Theis et al. (2016), Section 3.1.
     """
     # 16 bits of u are what float32 can add to 8 without rounding a value into the next cell.
-    u = jax.random.bits(key, images.shape, jnp.uint16).astype(jnp.float32)
+    u = _uniform(key, images.shape).astype(jnp.float32)
     return images.astype(jnp.float32) / 256 + u / 2**24
+
+
+def _uniform(key: PRNGKeyArray, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Uniform on 0 … 2¹⁶ - 1; two numbers share a word, which halves the cost."""
+    size = math.prod(shape)
+    words = threefry.words(key, (size + 1) // 2)
+    return jnp.concatenate([words >> 16, words & 0xFFFF])[:size].reshape(shape)
 
 
 class Binarisation(NamedTuple):

@@ -74,15 +74,11 @@ def dreg(
     """
     q, z, logs = reparameterised(params, x, key, num_samples)
     weights = normalised_weights(logs.weight)
-    constant_q, given = stopped(q), check_data(params, x)
-
-    def log_weight(z: Array) -> Array:
-        return LogDensities(*joint_log_densities(params, given, z), constant_q.log_prob(z)).weight
-
     # The sum below gives each path one factor w̃ₖ, this the other.
     z = jax.tree.map(lambda leaf: _scale_gradient(leaf, _like(weights, leaf)), z)
-    surrogate = (weights * jax.vmap(log_weight)(z)).sum(axis=0)
-    return with_gradient_of(log_mean_exp(logs.weight), surrogate)
+    log_qz_x = jax.vmap(stopped(q).log_prob)(z)
+    log_w = LogDensities(*joint_log_densities(params, check_data(params, x), z), log_qz_x).weight
+    return with_gradient_of(log_mean_exp(logs.weight), (weights * log_w).sum(axis=0))
 
 
 # Not sg(z) + scale (z - sg(z)): with z itself, the compiler sees that both log w are one.

@@ -1,8 +1,10 @@
 """What bounds are made of: draws of z with their log-densities, and means of weights.
 
-x is encoded once, and the draws of z are a `vmap` over `jax.random.split(key, num_samples)`. Two
-ways to differentiate a draw are here: `reparameterised`, where z moves with q's parameters, and
-`fixed`, where it does not and log q(z|x) alone does.
+x is encoded once, the draws of z are a `vmap` over `jax.random.split(key, num_samples)`, and the
+decoder takes all of them as one batch: its gradient is then one matrix product a layer, where a
+`vmap` of decoders would have to transpose every activation first. Two ways to differentiate a draw
+are here: `reparameterised`, where z moves with q's parameters, and `fixed`, where it does not and
+log q(z|x) alone does.
 """
 
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
+from jvae.chunks import map_in_chunks
 from jvae.models import Params, check_data, likelihood, posterior, prior
 
 # What p(x|z) of the draws that are worked on together may take, an array of it.
@@ -70,22 +73,32 @@ def log_densities(
     Returns:
       `LogDensities`, each [*batch] nats.
     """
-    return draw(params, q, x, key)[1]
+    logs = draw(params, q, x, key[None])[1]
+    return LogDensities(*(log[0] for log in logs))
 
 
 def draw(
-    params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray
+    params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], keys: Key[Array, "num"]
 ) -> tuple[Any, LogDensities]:
-    """The draw z itself, beside its `log_densities`."""
-    z, log_qz_x = q.sample_and_log_prob(key)
-    log_px_z, log_pz = joint_log_densities(params, x, z)
-    return z, LogDensities(log_px_z, log_pz, log_qz_x)
+    """A draw of z for each key, and the log-densities there: [num, *batch, latent], [num, *batch].
+
+    Args:
+      params: from `jvae.init`.
+      q: q(z|x), with batch shape [*batch].
+      x: float [*batch, *data_shape].
+      keys: typed PRNG keys.
+    """
+    z, log_qz_x = jax.vmap(q.sample_and_log_prob)(keys)
+    return z, LogDensities(*joint_log_densities(params, x, z), log_qz_x)
 
 
 def joint_log_densities(
     params: Params, x: Shaped[Array | np.ndarray, "..."], z: Any
 ) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """The terms of log p(x, z): log p(x|z) and log p(z), each [*batch] nats."""
+    """The terms of log p(x, z): log p(x|z) and log p(z), each of z's batch shape, in nats.
+
+    The batch axes of x may be fewer, which then are the last of z's.
+    """
     return likelihood(params, z).log_prob(x), prior(params).log_prob(z)
 
 
@@ -124,18 +137,18 @@ def encode(
 def draw_each(
     params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], keys: Key[Array, "num"]
 ) -> tuple[Any, LogDensities]:
-    """A `draw` a key, stacked: a `vmap`, in chunks where there are too many for one.
+    """`draw`, in chunks where the draws are too many for one.
 
     A chunk is computed again for its gradient, so that memory holds one at a time there too.
     """
 
-    def one(key: PRNGKeyArray) -> tuple[Any, LogDensities]:
-        return draw(params, q, x, key)
+    def some(keys: Key[Array, "num"]) -> tuple[Any, LogDensities]:
+        return draw(params, q, x, keys)
 
     at_once = max(1, BYTES_AT_ONCE // (x.dtype.itemsize * max(1, x.size)))
     if len(keys) <= at_once:
-        return jax.vmap(one)(keys)
-    return jax.lax.map(jax.checkpoint(one), keys, batch_size=at_once)
+        return some(keys)
+    return map_in_chunks(jax.checkpoint(some), keys, at_once)
 
 
 def stopped(tree: Any) -> Any:

@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
+from jvae.chunks import map_in_chunks
 from jvae.estimators import log_mean_exp
 from jvae.evaluation import hmc
-from jvae.evaluation.chunks import map_examples, map_in_chunks, rows_at_once
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
+from jvae.evaluation.examples import map_examples, rows_at_once
 from jvae.models import Params, check_data, likelihood, prior
 
 # From (params, x) to the distribution s(z) that the path begins at, as `jvae.posterior` is.
@@ -208,7 +209,7 @@ def _bdmc(
         return Sandwich(lower=log_mean_exp(log_w), upper=-log_mean_exp(log_v))
 
     keys = jax.random.split(key, num_examples)
-    return map_in_chunks(bounds, keys, rows_at_once(params) // settings.num_chains)
+    return map_in_chunks(jax.vmap(bounds), keys, rows_at_once(params) // settings.num_chains)
 
 
 class _Forward(NamedTuple):
@@ -300,7 +301,7 @@ def _chains(
         return log_w + rises[-1] * path(betas[-1], z)[1]
 
     keys = jax.random.split(key, settings.num_chains)
-    return map_in_chunks(chain, (z, keys), rows_at_once(params))
+    return map_in_chunks(jax.vmap(chain), (z, keys), rows_at_once(params))
 
 
 def _settings(num_chains: int, num_leapfrog: int, start: Start) -> _Settings:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import Bound
-from jvae.evaluation.chunks import map_on_devices, mesh_of
+from jvae.evaluation.examples import map_on_devices, mesh_of
 from jvae.models import Params
 
 

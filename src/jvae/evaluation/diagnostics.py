@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
-from jvae.evaluation.chunks import map_in_chunks, rows_at_once
+from jvae.chunks import map_in_chunks
+from jvae.evaluation.examples import rows_at_once
 from jvae.models import Params, check_data, posterior, prior
 
 # What the densities of draws under every q(z|x) of a dataset may take at once.
@@ -82,7 +83,7 @@ def _kl_per_dimension(params: Params, x: Array) -> Array:
             raise TypeError(f"{type(q).__name__} has no closed-form KL of every latent")
         return q.kl_per_dim(p)
 
-    return map_in_chunks(kl, x, rows_at_once(params)).mean(axis=0)
+    return map_in_chunks(jax.vmap(kl), x, rows_at_once(params)).mean(axis=0)
 
 
 def collapsed_dimensions(
@@ -144,7 +145,7 @@ def _kl_decomposition(
     params: Params, x: Array, key: PRNGKeyArray, num_samples: int
 ) -> KLDecomposition:
     num = x.shape[0]
-    all_q = map_in_chunks(lambda x: posterior(params, x), x, rows_at_once(params))
+    all_q = map_in_chunks(jax.vmap(lambda x: posterior(params, x)), x, rows_at_once(params))
 
     def terms(example: tuple[Any, PRNGKeyArray]) -> KLDecomposition:
         q, key = example
@@ -153,7 +154,7 @@ def _kl_decomposition(
         return KLDecomposition(log_qz_x - log_qz, log_qz - prior(params).log_prob(z))
 
     def draw(key: PRNGKeyArray) -> KLDecomposition:
-        return map_in_chunks(terms, (all_q, jax.random.split(key, num)), size)
+        return map_in_chunks(jax.vmap(terms), (all_q, jax.random.split(key, num)), size)
 
     bytes_per_draw = 4 * sum(leaf.size for leaf in jax.tree.leaves(all_q))
     size = max(1, _BYTES // bytes_per_draw)

@@ -10,8 +10,9 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
-from jvae.estimators import log_densities
-from jvae.evaluation.chunks import map_examples, map_in_chunks
+from jvae.chunks import map_in_chunks
+from jvae.estimators.sampling import draw
+from jvae.evaluation.examples import map_examples
 from jvae.models import Params, check_data, likelihood, posterior, prior
 
 # Draws of z at once for one example: those of a step of the ascent.
@@ -117,7 +118,7 @@ def _elbos(
         def elbo(q: Any) -> Array:
             keys = jax.random.split(elbo_key, num_samples)
             return map_in_chunks(
-                lambda key: log_densities(params, q, x, key).weight, keys, _DRAWS
+                lambda some: draw(params, q, x, some)[1].weight, keys, _DRAWS
             ).mean()
 
         q = posterior(params, x)

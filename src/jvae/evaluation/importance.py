@@ -8,9 +8,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
-from jvae.estimators import log_densities
-from jvae.evaluation.chunks import map_examples, map_in_chunks, mesh_of, rows_at_once
+from jvae.chunks import map_in_chunks
+from jvae.estimators.sampling import draw
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
+from jvae.evaluation.examples import map_examples, mesh_of, rows_at_once
 from jvae.models import Params, check_data, posterior
 
 
@@ -60,7 +61,7 @@ def _importance_sampling(
     def estimate(x: Array, key: PRNGKeyArray) -> LogLikelihood:
         q = posterior(params, x)
         log_w = map_in_chunks(
-            lambda k: log_densities(params, q, x, k).weight,
+            lambda keys: draw(params, q, x, keys)[1].weight,
             jax.random.split(key, num_samples),
             rows_at_once(params),
         )

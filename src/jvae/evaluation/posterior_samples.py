@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.evaluation import hmc
-from jvae.evaluation.chunks import map_examples
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
+from jvae.evaluation.examples import map_examples
 from jvae.evaluation.gaussians import FullGaussian
 from jvae.models import Params, check_data, likelihood, prior
 

@@ -1,4 +1,4 @@
-"""Work over examples and draws a chunk at a time, so that memory is bounded."""
+"""Work over examples, so many at a time that memory is bounded, and on the devices they lie on."""
 
 import math
 from collections.abc import Callable
@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
+from jvae.chunks import map_in_chunks
 from jvae.models import Params
 
 # Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache.
-_ROWS = 1000
+_ROWS = 2500
 # What the rows of large examples may take together.
 _BYTES = 2**25
 
@@ -31,29 +32,15 @@ def mesh_of(x: Array | np.ndarray) -> Mesh | None:
     return sharding.mesh if isinstance(sharding.mesh, Mesh) else None
 
 
-def map_in_chunks(function: Callable[[Any], Any], arguments: Any, size: int) -> Any:
-    """`jax.vmap(function)(arguments)`, at most `size` at once.
-
-    The chunks are of one size, so that the function is compiled once: what the last one lacks is
-    filled with the first arguments again, fewer than there are chunks.
-    """
-    num = jax.tree.leaves(arguments)[0].shape[0]
-    num_chunks = max(1, math.ceil(num / max(1, size)))
-    size = max(1, math.ceil(num / num_chunks))
-    if num % size:
-        order = np.arange(num_chunks * size) % num
-        arguments = jax.tree.map(lambda leaf: leaf[order], arguments)
-    results = jax.lax.map(function, arguments, batch_size=size)
-    return jax.tree.map(lambda leaf: leaf[:num], results)
-
-
 def map_on_devices(
     function: Callable[..., Any], arguments: tuple[Any, ...], size: int, mesh: Mesh | None
 ) -> Any:
     """`jax.vmap(function)(*arguments)`, at most `size` at once on each device."""
 
     def map_here(*arguments: Any) -> Any:
-        return map_in_chunks(lambda row: function(*row), arguments, size)
+        if size <= 1:
+            return jax.lax.map(lambda row: function(*row), arguments)
+        return map_in_chunks(lambda rows: jax.vmap(function)(*rows), arguments, size)
 
     if mesh is None:
         return map_here(*arguments)

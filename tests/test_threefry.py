@@ -1,0 +1,19 @@
+import jax
+import numpy as np
+import pytest
+
+from jvae import threefry
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31 - 1])
+@pytest.mark.parametrize("num", [0, 1, 2, 5, 1001])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_words_are_those_of_jax(seed: int, num: int, impl: str) -> None:
+    key = jax.random.fold_in(jax.random.key(seed, impl=impl), 7)
+    np.testing.assert_array_equal(threefry.words(key, num), jax.random.bits(key, (num,)))
+
+
+def test_words_are_drawn_under_jit_and_vmap() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = jax.jit(jax.vmap(lambda key: threefry.words(key, 9)))(keys)
+    np.testing.assert_array_equal(drawn, jax.vmap(lambda key: jax.random.bits(key, (9,)))(keys))
