@@ -17,6 +17,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
+from jvae.adam import adam
 from jvae.checks import check_count, check_key
 from jvae.estimators import Bound
 from jvae.models import Params
@@ -510,7 +511,7 @@ def _adagrad(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformat
 
 
 OPTIMIZERS: dict[str, Callable[[optax.ScalarOrSchedule], optax.GradientTransformation]] = {
-    "adam": optax.adam,
+    "adam": adam,
     "adagrad": _adagrad,
     "sgd": optax.sgd,
 }
