@@ -440,6 +440,21 @@ def test_power_means_keep_their_digits(c: float) -> None:
     np.testing.assert_allclose(gradient, weights, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("num", [1000, 100_000])
+def test_power_means_of_many_uneven_weights(num: int, c: float) -> None:
+    """One weight outweighs all others: the mean of what is below the largest nears -1."""
+    log_w = np.full(num, -40.0, np.float32)
+    log_w[7] = -20.0
+    exact = np.log(np.exp(c * (log_w.astype(np.float64) + 20)).mean()) / c - 20
+    value = jax.jit(log_power_mean)(jnp.asarray(log_w), jnp.float32(c))
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+
+
+def test_power_means_of_weights_that_are_all_zero() -> None:
+    assert log_power_mean(jnp.full((3, 2), -jnp.inf), 0.5).tolist() == [-jnp.inf, -jnp.inf]
+
+
 @proves("renyi")
 def test_falls_with_its_order() -> None:
     params, x = linear_gaussian.make(4, 2, 0.8), jnp.asarray(data(4))
@@ -564,7 +579,7 @@ def test_every_row_keeps_the_contract(name: str) -> None:
     compiled = quick_jit(bound)
     alone = [np.asarray(compiled(params, x, KEY)) for params in members]
     assert len(encoder.shapes) == 1, "x is encoded once, and the same shapes are traced once"
-    assert encoder.shapes == [(48, 4) if name == "sleep_phi" else (2, 3, 4)]
+    assert encoder.shapes == [(8, 6, 4) if name == "sleep_phi" else (2, 3, 4)]
     assert len(np.unique(alone[0])) == 6
     assert (alone[0] != compiled(members[0], x, jax.random.key(4))).all()
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)

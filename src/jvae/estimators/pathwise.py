@@ -4,6 +4,8 @@ The score has mean zero in the ELBO's gradient, and can be turned into movement 
 importance-weighted bound. Where q is the posterior, nothing remains to be noisy.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
@@ -13,6 +15,7 @@ from jvae.estimators.sampling import (
     joint_log_densities,
     log_mean_exp,
     normalised_weights,
+    over_draws,
     reparameterised,
     stopped,
     with_gradient_of,
@@ -76,8 +79,13 @@ def dreg(
     weights = normalised_weights(logs.weight)
     # The sum below gives each path one factor w̃ₖ, this the other.
     z = jax.tree.map(lambda leaf: _scale_gradient(leaf, _like(weights, leaf)), z)
-    log_qz_x = jax.vmap(stopped(q).log_prob)(z)
-    log_w = LogDensities(*joint_log_densities(params, check_data(params, x), z), log_qz_x).weight
+    constant_q, x = stopped(q), check_data(params, x)
+
+    def log_weights(z: Any) -> Array:
+        log_qz_x = jax.vmap(constant_q.log_prob)(z)
+        return LogDensities(*joint_log_densities(params, x, z), log_qz_x).weight
+
+    log_w = over_draws(log_weights, z, x)
     return with_gradient_of(log_mean_exp(logs.weight), (weights * log_w).sum(axis=0))
 
 

@@ -137,18 +137,26 @@ def encode(
 def draw_each(
     params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], keys: Key[Array, "num"]
 ) -> tuple[Any, LogDensities]:
-    """`draw`, in chunks where the draws are too many for one.
+    """`draw`, in chunks where the draws are too many for one."""
+    return over_draws(lambda keys: draw(params, q, x, keys), keys, x)
+
+
+def over_draws(
+    function: Callable[[Any], Any], draws: Any, x: Shaped[Array | np.ndarray, "..."]
+) -> Any:
+    """`function(draws)`, in chunks where it has too many values of x in hand for one.
 
     A chunk is computed again for its gradient, so that memory holds one at a time there too.
+
+    Args:
+      function: from a pytree of arrays [num, ...] to one of arrays [num, ...].
+      draws: a pytree of arrays [num, ...].
+      x: [*batch, *data_shape], of which there is one a draw.
     """
-
-    def some(keys: Key[Array, "num"]) -> tuple[Any, LogDensities]:
-        return draw(params, q, x, keys)
-
     at_once = max(1, BYTES_AT_ONCE // (x.dtype.itemsize * max(1, x.size)))
-    if len(keys) <= at_once:
-        return some(keys)
-    return map_in_chunks(jax.checkpoint(some), keys, at_once)
+    if len(jax.tree.leaves(draws)[0]) <= at_once:
+        return function(draws)
+    return map_in_chunks(jax.checkpoint(function), draws, at_once)
 
 
 def stopped(tree: Any) -> Any:
@@ -183,9 +191,14 @@ def log_power_mean(
     """
     power = jnp.asarray(power, log_weights.dtype)
     is_zero = power == 0
-    divisor = jnp.where(is_zero, 1, power)  # the branch not taken must have a finite gradient
+    divisor = jnp.where(is_zero, 1, power)  # a branch not taken must have a finite gradient
     scaled = divisor * log_weights
     largest = jax.lax.stop_gradient(scaled.max(axis=0))
-    # log1p and expm1: log-sum-exp would round in units of 1, which 1 / c then enlarges.
-    excess = jnp.log1p(jnp.expm1(scaled - largest[None]).mean(axis=0))
-    return jnp.where(is_zero, log_weights.mean(axis=0), (largest + excess) / divisor)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    below = scaled - largest[None]
+    mean = jnp.exp(below).mean(axis=0)
+    # Near 1 the log would round in units of 1, which 1 / c then enlarges.
+    is_near = mean > 0.5
+    less_one = jnp.where(is_near, jnp.expm1(below).mean(axis=0), 0)
+    log_mean = jnp.where(is_near, jnp.log1p(less_one), jnp.log(jnp.where(is_near, 1, mean)))
+    return jnp.where(is_zero, log_weights.mean(axis=0), (largest + log_mean) / divisor)

@@ -100,11 +100,19 @@ def vimco(
     _check_several(num_samples, "for a baseline of the other draws")
     bound = log_mean_exp(logs.weight)
     log_w = jax.lax.stop_gradient(logs.weight)
-    own = jnp.eye(num_samples, dtype=bool).reshape(num_samples, num_samples, *(1,) * bound.ndim)
-    # [k, num, *batch]: the weights for baseline k.
-    replaced = jnp.where(own, _mean_of_others(log_w)[:, None], log_w[None])
-    signal = log_mean_exp(log_w)[None] - jax.vmap(log_mean_exp)(replaced)
+    # A difference of large logs would round.
+    log_w = log_w - log_w.max(axis=0, keepdims=True)
+    replaced = jnp.logaddexp(_log_sum_of_others(log_w), _mean_of_others(log_w))
+    signal = jax.nn.logsumexp(log_w, axis=0, keepdims=True) - replaced
     return with_gradient_of(bound, (signal * logs.qz_x).sum(axis=0) + bound)
+
+
+def _log_sum_of_others(log_w: Float[Array, "num *batch"]) -> Float[Array, "num *batch"]:
+    """For every k the log of Σⱼ≠ₖ wⱼ, by sums from both ends: no difference to lose digits in."""
+    none = jnp.full_like(log_w[:1], -jnp.inf)
+    before = jnp.concatenate([none, jax.lax.cumlogsumexp(log_w[:-1])])
+    after = jnp.concatenate([jax.lax.cumlogsumexp(log_w[1:], reverse=True), none])
+    return jnp.logaddexp(before, after)
 
 
 def _mean_of_others(log_w: Float[Array, "num *batch"]) -> Float[Array, "num *batch"]:

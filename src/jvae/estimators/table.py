@@ -27,7 +27,8 @@ class Row:
       summary: what it is, in a few words.
       value: the name of what it returns an estimate of; bounds that differ in how they draw or
         differentiate it share one.
-      bounds: what the value's expectation is to log p(x), with the default settings.
+      bounds: what the value's expectation is to log p(x), with the default settings; an estimate
+        of an upper bound may be one only for many samples.
       gradient: what its gradient estimates, and how well.
       trains: the weights that ascending it is meant to train; a bound of both θ and φ is one to
         train a VAE by.
@@ -39,7 +40,7 @@ class Row:
     function: Bound
     summary: str
     value: str
-    bounds: Literal["lower", "upper", "neither"]
+    bounds: Literal["lower", "upper as K → ∞", "neither"]
     gradient: str
     trains: Literal["both", "theta", "phi", "none"]
     source: str
@@ -231,10 +232,11 @@ TABLE: Mapping[str, Row] = MappingProxyType(
             function=cubo,
             summary="the χ upper bound, estimated low; to be made small",
             value="cubo",
-            bounds="upper",
+            bounds="upper as K → ∞",
             gradient="unbiased for its K-sample value, reparameterised",
             trains="none",
             source="Dieng et al. (2017)",
+            num_samples_needed=2,
         ),
     }
 )

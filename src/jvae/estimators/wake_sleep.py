@@ -10,16 +10,18 @@ which with one sample is wake-sleep itself (Hinton et al., 1995).
 """
 
 import math
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators.sampling import (
     fixed,
     log_mean_exp,
     normalised_weights,
+    over_draws,
     stopped,
     with_gradient_of,
 )
@@ -132,10 +134,17 @@ def sleep_phi(
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
     check_key(key)
-    z_key, x_key = jax.random.split(key)
     x = check_data(params, x)
     batch = x.shape[: x.ndim - len(params.model.data_shape)]
-    shape = (check_count("num_samples", num_samples), *batch)
-    z = stopped(jax.vmap(prior(params).sample)(jax.random.split(z_key, math.prod(shape))))
-    dreams = stopped(likelihood(params, z).sample(x_key))
-    return posterior(params, dreams).log_prob(z).reshape(shape).mean(axis=0)
+
+    def dream(key: PRNGKeyArray) -> tuple[Any, Array]:
+        z_key, x_key = jax.random.split(key)
+        z = jax.vmap(prior(params).sample)(jax.random.split(z_key, math.prod(batch)))
+        return stopped(z), stopped(likelihood(params, z).sample(x_key))
+
+    def log_qz_x(keys: Key[Array, "num"]) -> Array:
+        z, dreams = jax.vmap(dream)(keys)
+        return posterior(params, dreams).log_prob(z).reshape(len(keys), *batch)
+
+    keys = jax.random.split(key, check_count("num_samples", num_samples))
+    return over_draws(log_qz_x, keys, x).mean(axis=0)
