@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compiling import compiled_quickly
 from faces import frey_like
 from matplotlib.colors import to_hex
 
@@ -41,14 +42,12 @@ def _small_and_compiled_quickly() -> Iterator[None]:
     """Models of 3 hidden units, and faces that are generated."""
     load = data.load
     small = {name: paper.SETTINGS[name]._replace(hidden=3) for name in ("mnist_5k", "frey_face")}
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
         patch.setattr(paper, "SETTINGS", small)
         patch.setattr(
             data, "load", lambda name, d=None: frey_like() if name == "frey_face" else load(name, d)
         )
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
