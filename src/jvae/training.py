@@ -279,8 +279,9 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
       that `preprocess` takes, info stacked over steps [steps] or, of an ensemble,
       [steps, members]. The state given stays valid, so that a caller can go back to it. `order`
       [steps, batch_size] are the indices of each step's examples, shared by the members of an
-      ensemble; by default `shuffled_batches` draws them from the state's key and step, for each
-      member its own. That is work for the host: under `jit` and `vmap` `order` must be given.
+      ensemble, or [members, steps, batch_size]; by default `shuffled_batches` draws them from the
+      state's key and step, for each member its own. That is work for the host: under `jit` and
+      `vmap` `order` must be given.
 
     Raises:
       TypeError: `batch_size` is no int.
@@ -308,15 +309,12 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
     def epoch(
         state: TrainState,
         data: Shaped[Array | np.ndarray, "num ..."],
-        order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
+        order: Int[Array | np.ndarray, "*members steps batch"] | None = None,
     ) -> tuple[TrainState, StepInfo]:
         nonlocal by_step
         data = jnp.asarray(data)
         if by_step is None:
             by_step = _convolves_on_cpu(run, state, data, batch_size)
-        if by_step and state.key.ndim:
-            after, info = zip(*(epoch(one, data, order) for one in members(state)), strict=True)
-            return ensemble(after), jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *info)
         if not state.key.ndim:
             order = _order(state, len(data), batch_size) if order is None else order
             if by_step:
@@ -326,7 +324,11 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
             keys = state._replace(params=None, opt_state=None)
             own: list[Any] = [_order(one, len(data), batch_size) for one in members(keys)]
         else:
-            own = [order] * len(state.key)
+            own = list(order) if order.ndim == 3 else [order] * len(state.key)
+        if by_step:
+            each = zip(members(state), own, strict=True)
+            after, info = zip(*(epoch(one, data, batches) for one, batches in each), strict=True)
+            return ensemble(after), jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *info)
         state, infos = run_members(state, data, jnp.stack(own))
         return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), infos)
 
