@@ -206,6 +206,7 @@ class Keys(NamedTuple):
     train: PRNGKeyArray
     order: PRNGKeyArray
     bounds: PRNGKeyArray
+    figures: PRNGKeyArray
 
     @classmethod
     def of(cls, seed: int) -> "Keys":
