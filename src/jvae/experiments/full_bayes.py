@@ -17,13 +17,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 import rich.console
-import rich.progress
 import tyro
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jvae.estimators import Bound
 from jvae.experiments import (
     command_line,
+    curves,
     full_bayes_figures,
     paper,
     records,
@@ -160,27 +160,17 @@ def run(config: Config) -> Path:
 def _measure_into(path: Path, config: Config) -> None:
     records.refuse_taken(path)
     start, done = time.perf_counter(), 0
-    console = rich.console.Console(stderr=True)
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[status]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    curves = list(config.curves)
-    steps = len(curves) * (config.trial_steps + config.max_samples // BATCH_SIZE)
+    bar = curves.progress_bar(rich.console.Console(stderr=True))
+    steps = len(list(config.curves)) * (config.trial_steps + config.max_samples // BATCH_SIZE)
     try:
         with catch_interrupt(), bar:
             task = bar.add_task("step sizes", total=steps, status="")
-            advance: Callable[[int], object] = lambda n: bar.update(task, advance=n)  # noqa: E731
+            advance = functools.partial(bar.advance, task)
             data = {
                 num: paper.load(config.dataset, config.targets, config.data_dir, num_train=num)
                 for num in dict.fromkeys(config.num_examples)
             }
-            fits = {curve: _fit(config, curve, data[curve.num_train]) for curve in curves}
+            fits = {c: _fit(config, c, data[c.num_train]) for c in config.curves}
             trials = {
                 curve: paper.choose_step_size(
                     fit, config.seed, num_steps=config.trial_steps, advance=advance

@@ -1,6 +1,5 @@
 """Figure and table of the study of full variational Bayes, from its record alone."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -11,20 +10,18 @@ import rich.console
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jvae import plotting
 from jvae.experiments import records
+from jvae.experiments.curve_figures import LINES, NAMES, SHOWN, mean_and_stderr
 from jvae.experiments.run_folder import RunFolderError
 
 STYLES: Mapping[str, dict[str, Any]] = MappingProxyType(
     {
-        "map": {"label": "MAP", "color": "#0072B2"},
-        "full_bayes": {"label": "full Bayes", "color": "#E69F00"},
-        "local_full_bayes": {"label": "full Bayes, local", "color": "#009E73"},
+        "map": {"label": "MAP", "color": plotting.BLUE},
+        "full_bayes": {"label": "full Bayes", "color": plotting.ORANGE},
+        "local_full_bayes": {"label": "full Bayes, local", "color": plotting.GREEN},
     }
 )
-LINES = {"train": "-", "test": "--"}
-DATASETS = {"mnist": "MNIST", "mnist_5k": "mnist_5k"}
-# The vertical range is that of the last so many times more samples.
-SHOWN = 10
 
 
 class Measured(NamedTuple):
@@ -74,7 +71,7 @@ class Study(NamedTuple):
         what = stamp if of["targets"] == "grey" else "pixels drawn at each visit"
         seeds = "1 seed" if of["seeds"] == 1 else f"median and range of {of['seeds']} seeds"
         return (
-            f"{DATASETS[of['dataset']]}, {of['latent_dim']} latents, {of['hidden']} hidden units; "
+            f"{NAMES[of['dataset']]}, {of['latent_dim']} latents, {of['hidden']} hidden units; "
             f"{what}; {seeds}"
         )
 
@@ -181,9 +178,9 @@ def _draw(axes: Axes, of: Measured, by_seed: np.ndarray, line: str, part: str) -
     style = STYLES[of.method]
     median = np.median(by_seed, axis=1)
     label = f"{style['label']}, {part}"
-    axes.plot(of.samples, median, color=style["color"], linestyle=line, label=label)
-    low, high = by_seed.min(axis=1), by_seed.max(axis=1)
-    axes.fill_between(of.samples, low, high, alpha=0.25, color=style["color"], linewidth=0)
+    plotting.banded(
+        axes, of.samples, median, by_seed, color=style["color"], linestyle=line, label=label
+    )
     return median[of.samples * SHOWN >= of.samples[-1]]
 
 
@@ -224,9 +221,4 @@ def table(study: Study) -> str:
 
 
 def _last(by_seed: np.ndarray | None) -> str:
-    if by_seed is None:
-        return ""
-    values = by_seed[-1]
-    if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{values.mean():.2f} ± {values.std(ddof=1) / math.sqrt(len(values)):.2f}"
+    return "" if by_seed is None else mean_and_stderr(by_seed[-1])

@@ -58,6 +58,7 @@ def weight_posterior(params: Params, *, scale: float = INITIAL_SCALE) -> WeightP
     return WeightPosterior(mean=params, log_scale=log_scale)
 
 
+@jax.jit
 def sample_weights(posterior: WeightPosterior, key: PRNGKeyArray) -> Params:
     """A draw θ = μ + σ ⊙ ζ, ζ ~ N(0, I), with the encoder's φ beside it.
 
@@ -78,6 +79,7 @@ def sample_weights(posterior: WeightPosterior, key: PRNGKeyArray) -> Params:
     return dataclasses.replace(posterior.mean, weights=posterior.mean.weights | theta)
 
 
+@jax.jit
 def kl_of_weights(posterior: WeightPosterior) -> Float[Array, ""]:
     """KL(q(θ) ‖ N(0, I)) = ½ Σ (σ² + μ² - 1 - log σ²), in nats for the whole dataset.
 
@@ -243,7 +245,8 @@ def held_out_bound(
         params = sample_weights(posterior, weights_key)
         return bound_by_example(params, x, z_key, bound=elbo, batch_size=batch_size)
 
-    return jax.lax.map(at_one_draw, jax.random.split(key, check_count("num_weights", num_weights)))
+    keys = jax.random.split(key, check_count("num_weights", num_weights))
+    return jnp.stack([at_one_draw(own_key) for own_key in keys])
 
 
 def _gaussians(posterior: WeightPosterior) -> list[DiagonalGaussian]:
