@@ -157,13 +157,14 @@ def figure(study: Study) -> Figure:
                     if part in curves:
                         shown.append(_draw(axes, of, curves[part], line, part))
             axes.set_xscale("log")
-            axes.set_ylim(*_range(shown, lowest=0.0 if row else None))
+            axes.set_ylim(*_range([*shown, np.zeros(row)]))
             axes.grid(alpha=0.3)
             if row == 0:
                 axes.set_title(f"{num_train:,} training examples", fontsize="medium")
+            else:
+                axes.set_xlabel("training samples evaluated")
     first[0].set_ylabel("bound, nats an image")
     first[1].set_ylabel("train less test, nats an image")
-    result.supxlabel("training samples evaluated", fontsize="medium")
     result.suptitle(study.title, fontsize="medium")
     lines = [line for axes in result.axes[::2] for line in axes.get_lines()]
     handles = {str(line.get_label()): line for line in lines}
@@ -184,10 +185,9 @@ def _draw(axes: Axes, of: Measured, by_seed: np.ndarray, line: str, part: str) -
     return median[of.samples * SHOWN >= of.samples[-1]]
 
 
-def _range(shown: Iterable[np.ndarray], *, lowest: float | None) -> tuple[float, float]:
+def _range(shown: Iterable[np.ndarray]) -> tuple[float, float]:
     values = np.concatenate(list(shown))
     low, high = float(values.min()), float(values.max())
-    low = low if lowest is None else min(low, lowest)
     room = 0.08 * (high - low) + 1e-3 * abs(high) + 1e-6
     return low - room, high + room
 
