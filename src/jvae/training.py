@@ -30,13 +30,13 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: steps done, int32 [].
-      params: the model's `Params`.
+      params: the model's `Params`, or what else the bound is a function of.
       opt_state: the optimizer's state.
       key: the run's key, which never changes: `step_keys` folds the step into it.
     """
 
     step: Int[Array, ""]
-    params: Params
+    params: Any
     opt_state: optax.OptState
     key: PRNGKeyArray
 
@@ -98,13 +98,13 @@ class NonFiniteError(FloatingPointError):
         self.member = member
 
 
-def init(params: Params, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> TrainState:
+def init(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray) -> TrainState:
     """The state before the first step.
 
     The weights are copied, so that `params` stays valid when a step is given the state's memory.
 
     Args:
-      params: from `jvae.init`.
+      params: from `jvae.init`, or what else the bound is a function of.
       optimizer: any optax optimizer.
       key: a typed PRNG key, the source of all of the run's randomness.
 
@@ -250,7 +250,7 @@ def make_step(
 
 def loss(
     bound: Bound, state: TrainState, x: Shaped[Array | np.ndarray, "..."]
-) -> Callable[[Params], Float[Array, ""]]:
+) -> Callable[[Any], Float[Array, ""]]:
     """What the step from `state` descends: minus the mean bound, as a function of the weights.
 
     Args:
@@ -259,7 +259,7 @@ def loss(
       x: float [*batch, *data_shape].
     """
 
-    def value(params: Params) -> Float[Array, ""]:
+    def value(params: Any) -> Float[Array, ""]:
         return -bound(params, x, step_keys(state).bound).mean()
 
     return value
@@ -322,7 +322,7 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
                 return run_steps(state, lambda _: (data[batch] for batch in order))
             return run(state, data, order)
         if order is None:
-            keys = state._replace(params=None, opt_state=None)  # type: ignore[arg-type]
+            keys = state._replace(params=None, opt_state=None)
             own: list[Any] = [_order(one, len(data), batch_size) for one in members(keys)]
         else:
             own = list(order) if order.ndim == 3 else [order] * len(state.key)
@@ -589,11 +589,16 @@ def map_prior(dataset_size: int) -> optax.GradientTransformation:
     ascends is that sum over N, so the prior's share is θ / N. Put it before the optimizer.
 
     Raises:
-      TypeError: `dataset_size` is no int.
+      TypeError: `dataset_size` is no int or, at its `init`, the weights are no `Params`.
       ValueError: `dataset_size` is below 1.
     """
 
-    def generative(params: Params) -> Params:
+    def generative(params: Any) -> Params:
+        if not isinstance(params, Params):
+            raise TypeError(
+                f"the MAP prior is one on jvae.Params, got {type(params).__name__}: a learner of "
+                "q(θ) has p(θ) in its bound"
+            )
         mask = {name: name != "encoder" for name in params.weights}
         return dataclasses.replace(params, weights=mask)
 

@@ -118,7 +118,7 @@ def table(measured: Mapping[Curve, Measured]) -> str:
             STYLES[curve.learner]["label"],
             f"{of.header['step_size']:g}",
             f"{of.samples[-1]:,}{_remark(of)}",
-            *(_mean_and_stderr(of.bounds[part][-1]) for part in ("train", "test")),
+            *(mean_and_stderr(of.bounds[part][-1]) for part in ("train", "test")),
             "" if math.isnan(speed) else f"{speed:,.0f}",
             "" if math.isnan(speed) else f"{1e6 / speed / 60:.2f}",
         ]
@@ -142,7 +142,7 @@ def difference_table(pairs: Iterable[tuple[Measured, Measured]]) -> str:
             NAMES[aevb.curve.dataset],
             str(aevb.curve.latent_dim),
             f"{common[-1]:,}",
-            _mean_and_stderr(difference[-1]),
+            mean_and_stderr(difference[-1]),
             f"{above} of {len(common)}, with every seed",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -159,7 +159,8 @@ def _remark(of: Measured) -> str:
     return "" if of.is_whole else " (stopped)"
 
 
-def _mean_and_stderr(by_seed: np.ndarray) -> str:
+def mean_and_stderr(by_seed: np.ndarray) -> str:
+    """The mean over seeds ± its standard error; of one seed its number alone."""
     if len(by_seed) == 1:
         return f"{by_seed[0]:.2f}"
     return f"{by_seed.mean():.2f} ± {by_seed.std(ddof=1) / math.sqrt(len(by_seed)):.2f}"

@@ -89,6 +89,19 @@ class Curve(NamedTuple):
         return f"{self.dataset}, {self.latent_dim} latents, {self.learner}"
 
 
+def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
+    """Of a study's steps, with a task's `status` at its end; shown on a terminal alone."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
+        rich.progress.TaskProgressColumn(),
+        rich.progress.TimeRemainingColumn(),
+        rich.progress.TextColumn("{task.fields[status]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
 def check_latent_dims(latent_dims: Sequence[int]) -> None:
     """Refuse none, and sizes below 1.
 
@@ -127,15 +140,7 @@ def run(
     names = dict.fromkeys(curve.dataset for curve in curves)
     data = {name: paper.load(name, config.targets, config.data_dir) for name in names}
     missing = [c for c in curves if not _is_done(folder, c, _settings(config, c, data[c.dataset]))]
-    bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[status]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    bar = progress_bar(console)
     steps = config.trial_steps + config.max_samples // BATCH_SIZE
     done = 0
     try:

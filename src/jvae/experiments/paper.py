@@ -4,6 +4,7 @@ Data, models, Adagrad with the step size that does best at the start, and a lear
 several seeds at once to counts of samples that are even on a logarithmic axis.
 """
 
+import functools
 import itertools
 import math
 import operator
@@ -34,6 +35,11 @@ CHUNKS = (100, 10, 1)
 _SHOWN = 20131221
 
 MakeLearner = Callable[[optax.GradientTransformation], Learner]
+MakeOptimizer = Callable[[float, int], optax.GradientTransformation]
+# `(params, x, key) -> [num] nats`.
+ByExample = Callable[[Any, Array, PRNGKeyArray], Array]
+# SGVB B with one draw of z.
+ELBO: ByExample = functools.partial(bound_by_example, bound=jvae.elbo)
 LEARNERS: Mapping[str, MakeLearner] = MappingProxyType(
     {"aevb": aevb.make_learner, "wake_sleep": wake_sleep.make_learner}
 )
@@ -177,14 +183,14 @@ def make_model(name: str, latent_dim: int, *, hidden: int | None = None) -> jvae
     )
 
 
-def make_optimizer(step_size: float, num_train: int) -> optax.GradientTransformation:
+def make_optimizer(step_size: float, num_train: int | None) -> optax.GradientTransformation:
     """Adagrad on the paper's MAP criterion, with the step size in its state.
 
     So states of several step sizes make one ensemble, and one program trains any of them.
 
     Args:
       step_size: the global one.
-      num_train: N, beside which the one prior on the generative weights stands.
+      num_train: N, beside which the one prior on the generative weights stands; None for no prior.
     """
 
     def adagrad(learning_rate: Any) -> optax.GradientTransformation:
@@ -215,14 +221,23 @@ class Fit(NamedTuple):
       init: from a step size and the keys of a seed to the state before the first step.
       epoch: as `jvae.training.make_epoch` makes.
       data: the data.
+      by_example: what a step size is chosen by, a bound on each example under a member's `params`.
     """
 
     init: Callable[[float, Keys], Any]
     epoch: training.Epoch
     data: Data
+    by_example: ByExample = ELBO
 
 
-def make_fit(make_learner: MakeLearner, model: jvae.VAE, data: Data) -> Fit:
+def make_fit(
+    make_learner: MakeLearner,
+    model: jvae.VAE,
+    data: Data,
+    *,
+    optimizer: MakeOptimizer = make_optimizer,
+    by_example: ByExample = ELBO,
+) -> Fit:
     """What trains `model` on `data` by a learner.
 
     Args:
@@ -230,17 +245,20 @@ def make_fit(make_learner: MakeLearner, model: jvae.VAE, data: Data) -> Fit:
       model: from `make_model`.
       data: from `load`. A learner that keeps something of each example beside it is given that by
         `data._replace(train=…, preprocess=…)`, in what an epoch takes.
+      optimizer: from a step size and N to an optimizer with the step size in its state.
+      by_example: as `Fit` has it.
     """
 
     def learner(step_size: float) -> Learner:
-        return make_learner(make_optimizer(step_size, data.num_train))
+        return make_learner(optimizer(step_size, data.num_train))
 
     def init(step_size: float, keys: Keys) -> Any:
         return learner(step_size).init(jvae.init(model, keys.init), keys.train)
 
     # A step takes the step size from the state.
     step = learner(STEP_SIZES[0]).step
-    return Fit(init, training.make_epoch(step, BATCH_SIZE, data.preprocess), data)
+    epoch = training.make_epoch(step, BATCH_SIZE, data.preprocess)
+    return Fit(init, epoch, data, by_example)
 
 
 class Trial(NamedTuple):
@@ -289,7 +307,9 @@ def choose_step_size(
     keys = [Keys.of(seed)] * len(STEP_SIZES)
     states = [fit.init(size, Keys.of(seed)) for size in STEP_SIZES]
     (state,) = train(fit, training.ensemble(states), keys, [num_steps], advance=advance)
-    found = [float(values.mean()) for values in measure(fit.data, state, keys)["train"]]
+    found = [
+        float(values.mean()) for values in measure(fit.data, state, keys, fit.by_example)["train"]
+    ]
     bounds = dict(zip(STEP_SIZES, found, strict=True))
     finite = {size: bound for size, bound in bounds.items() if math.isfinite(bound)}
     if not finite:
@@ -352,22 +372,25 @@ def log_spaced(last: int, *, first: int = 100, per_decade: int = 8) -> list[int]
     return [*sorted(int(n) for n in even if n.is_integer() and first <= n < last), last]
 
 
-def measure(data: Data, state: Any, keys: Sequence[Keys]) -> dict[str, list[np.ndarray]]:
-    """The ELBO of each training example shown and each test example, under each member.
+def measure(
+    data: Data, state: Any, keys: Sequence[Keys], by_example: ByExample = ELBO
+) -> dict[str, list[np.ndarray]]:
+    """A bound on each training example shown and each test example, under each member.
 
     Args:
       data: the data.
       state: an ensemble.
       keys: of each member.
+      by_example: the bound; by default the ELBO, SGVB B with one draw of z.
 
     Returns:
-      "train" and "test": of each member [num] nats, SGVB B with one draw of z.
+      "train" and "test": of each member [num] nats.
     """
     found: dict[str, list[np.ndarray]] = {"train": [], "test": []}
     for i, own in enumerate(keys):
         params = jax.tree.map(operator.itemgetter(i), state.params)
         train_key, test_key = jax.random.split(jax.random.fold_in(own.bounds, state.step))
         for part, x, key in (("train", data.shown, train_key), ("test", data.test, test_key)):
-            values = bound_by_example(params, x, key, bound=jvae.elbo)
+            values = by_example(params, x, key)
             found[part].append(np.asarray(values, np.float64))
     return found
