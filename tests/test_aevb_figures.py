@@ -214,8 +214,8 @@ def test_a_curve_ends_where_a_bound_is_not_finite_and_the_study_goes_on(
 ) -> None:
     measure = paper.measure
 
-    def broken(data: Any, state: Any, keys: Sequence[Any]) -> Any:
-        found = measure(data, state, keys)
+    def broken(data: Any, state: Any, keys: Sequence[Any], *given: Any) -> Any:
+        found = measure(data, state, keys, *given)
         if int(state.step) > 100:
             found["test"][1][3] = math.nan
         return found
