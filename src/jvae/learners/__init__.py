@@ -1,6 +1,6 @@
 """Ways to fit a model, each a module with a `make_learner`, all run by one loop."""
 
-from jvae.learners import aevb, wake_sleep
+from jvae.learners import aevb, mcem, wake_sleep
 from jvae.learners.base import Learner
 
-__all__ = ["Learner", "aevb", "wake_sleep"]
+__all__ = ["Learner", "aevb", "mcem", "wake_sleep"]
