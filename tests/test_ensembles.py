@@ -71,12 +71,13 @@ def test_a_member_trains_as_it_does_alone(kind: str, num_devices: int) -> None:
         np.testing.assert_allclose(infos.bound[:, seed], info.bound, rtol=1e-4)
 
 
-def test_members_may_share_an_order() -> None:
+@pytest.mark.parametrize("shared", [True, False])
+def test_members_may_share_an_order_or_be_given_their_own(shared: bool) -> None:
     epoch, _ = EPOCHS["in memory"]
-    order = np.arange(20, dtype=np.int32).reshape(2, 10)
-    state, infos = epoch(together(), IMAGES, order)
+    orders = [np.arange(20, dtype=np.int32).reshape(2, 10) + (0 if shared else s) for s in SEEDS]
+    state, infos = epoch(together(), IMAGES, orders[0] if shared else np.stack(orders))
     for seed, member in zip(SEEDS, training.members(state), strict=True):
-        one, info = epoch(alone(seed), IMAGES, order)
+        one, info = epoch(alone(seed), IMAGES, orders[seed])
         assert_close(member, one)
         np.testing.assert_allclose(infos.bound[:, seed], info.bound, rtol=1e-4)
 

@@ -328,9 +328,10 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
       that `preprocess` takes, or a pytree of arrays [num, ...], whose batches are pytrees like
       it; info stacked over steps [steps] or, of an ensemble, [steps, members]. The state given
       stays valid, so that a caller can go back to it. `order` [steps, batch_size] are the indices
-      of each step's examples, shared by the members of an ensemble; by default
-      `shuffled_batches` draws them from the state's key and step, for each member its own. That
-      is work for the host: under `jit` and `vmap` `order` must be given.
+      of each step's examples, shared by the members of an ensemble, or
+      [members, steps, batch_size]; by default `shuffled_batches` draws them from the state's key
+      and step, for each member its own. That is work for the host: under `jit` and `vmap` `order`
+      must be given.
 
     Raises:
       TypeError: `batch_size` is no int.
@@ -360,16 +361,13 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
     def epoch(
         state: StateT,
         data: Any,
-        order: Int[Array, "steps batch"] | Int[np.ndarray, "steps batch"] | None = None,
+        order: Int[Array | np.ndarray, "*members steps batch"] | None = None,
     ) -> tuple[StateT, Any]:
         nonlocal by_step
         data = jax.tree.map(jnp.asarray, data)
         num = _num_examples(data)
         if by_step is None:
             by_step = _convolves_on_cpu(run, state, data, batch_size)
-        if by_step and state.key.ndim:
-            after, info = zip(*(epoch(one, data, order) for one in members(state)), strict=True)
-            return ensemble(after), jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *info)
         if not state.key.ndim:
             order = _order(state, num, batch_size) if order is None else order
             if by_step:
@@ -379,7 +377,11 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
             keys = TrainState(state.step, None, None, state.key)  # type: ignore[arg-type]
             own: list[Any] = [_order(one, num, batch_size) for one in members(keys)]
         else:
-            own = [order] * len(state.key)
+            own = list(order) if order.ndim == 3 else [order] * len(state.key)
+        if by_step:
+            each = zip(members(state), own, strict=True)
+            after, info = zip(*(epoch(one, data, batches) for one, batches in each), strict=True)
+            return ensemble(after), jax.tree.map(lambda *leaves: jnp.stack(leaves, 1), *info)
         state, infos = run_members(state, data, jnp.stack(own))
         return state, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), infos)
 

@@ -1,6 +1,5 @@
 """Tables and figures of the study of estimators, from its records alone."""
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from jvae.estimators import TABLE
-from jvae.experiments import slopes
+from jvae.experiments import records, slopes
 from jvae.experiments.gradient_moments import NETWORKS, Measures, Squared, from_json
 from jvae.experiments.run_folder import RunFolderError
 
@@ -109,23 +108,19 @@ def read(path: Path) -> Study:
     """The records in a file; a last line cut short does not count.
 
     Raises:
-      RunFolderError: they are no records of a study.
+      RunFolderError: they are no records of this study.
     """
-    lines = path.read_text("utf-8").splitlines(keepends=True)
+    record = records.read(path)
+    points: dict[str, list[Point]] = {}
     try:
-        settings, *records = [json.loads(line) for line in lines if line.endswith("\n")]
-        points: dict[str, list[Point]] = {}
-        for record in records:
-            if record["kind"] == "point":
-                measures = {n: record[n] and from_json(record[n]) for n in NETWORKS}
-                point = Point(record["num_samples"], measures, record["relative_time"])
-                points.setdefault(record["estimator"], []).append(point)
-        if settings["kind"] != "study":
-            raise ValueError("the first line is no study's")
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunFolderError(f"{path} holds no records of a study: {error!r}") from error
+        for found in record.points:
+            measures = {n: found[n] and from_json(found[n]) for n in NETWORKS}
+            point = Point(found["num_samples"], measures, found["relative_time"])
+            points.setdefault(found["estimator"], []).append(point)
+    except (KeyError, TypeError) as error:
+        raise RunFolderError(f"{path} holds no records of estimators: {error!r}") from error
     known = [name for name in TABLE if name in points]
-    return Study(settings, {name: points[name] for name in [*known, *(points.keys() - known)]})
+    return Study(record.header, {name: points[name] for name in [*known, *(points.keys() - known)]})
 
 
 def draw_folder(folder: Path, console: rich.console.Console) -> None:

@@ -8,10 +8,8 @@ which the encoder has no influence.
 """
 
 import dataclasses
-import datetime
 import functools
 import inspect
-import json
 import statistics
 import time
 import zlib
@@ -35,6 +33,7 @@ from jvae.experiments import (
     estimator_figures,
     gaussian_targets,
     gradient_moments,
+    records,
     run_folder,
 )
 from jvae.experiments.config import ConfigError
@@ -168,21 +167,17 @@ def run(config: Config) -> Path:
 
 def _measure_into(folder: Path, config: Config) -> None:
     path = folder / f"{config.model}.jsonl"
-    if path.exists():
-        raise ConfigError(f"{path} exists: choose another --out, or add --redraw to draw it")
+    records.refuse_taken(path)
     start, points = time.perf_counter(), 0
     with catch_interrupt():
         try:
             keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
             params, x, description = SUBJECTS[config.model](config, keys.model)
-            folder.mkdir(parents=True, exist_ok=True)
-            with path.open("x") as file:
-                _write(file, _header(config) | description)
-                for record in _measured(config, params, x, keys):
-                    _write(file, record)
+            settings = _settings(config) | description
+            with records.recording(path, "estimators", settings, start=start) as write:
+                for point in _measured(config, params, x, keys):
+                    write(point)
                     points += 1
-                seconds = round(time.perf_counter() - start, 1)
-                _write(file, {"kind": "end", "wall_seconds": seconds})
         except Interrupted as error:
             text = "Interrupted before the first measurement."
             if points:
@@ -190,25 +185,9 @@ def _measure_into(folder: Path, config: Config) -> None:
             raise Interrupted(text, error.signum) from error
 
 
-def _write(file: Any, record: dict[str, Any]) -> None:
-    file.write(json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n")
-    file.flush()
-
-
-def _header(config: Config) -> dict[str, Any]:
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in dataclasses.asdict(config).items()
-        if name != "redraw"
-    }
-    return {
-        "kind": "study",
-        **settings,
-        "draws": config.num_draws,
-        "batch_size": config.num_examples,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        **run_folder.provenance(),
-    }
+def _settings(config: Config) -> dict[str, Any]:
+    own = records.settings_of(config, without=("redraw",))
+    return own | {"draws": config.num_draws, "batch_size": config.num_examples}
 
 
 Subject = tuple[jvae.Params, Float[Array, "..."], dict[str, Any]]
@@ -249,7 +228,7 @@ SUBJECTS: dict[str, Callable[[Config, Array], Subject]] = {"exact": _exact, "mni
 def _measured(
     config: Config, params: jvae.Params, x: Float[Array, "..."], keys: Keys
 ) -> Iterator[dict[str, Any]]:
-    """A record for each estimator and K."""
+    """A point for each estimator and K."""
     targets: dict[str, Any] = dict.fromkeys(config.estimators)
     if config.model == "exact":
         targets = {
@@ -290,7 +269,6 @@ def _measured(
                     on_chunk=functools.partial(advance, draws_of_z),
                 )
                 yield {
-                    "kind": "point",
                     "estimator": name,
                     "num_samples": num_samples,
                     "draws_of_z": draws_of_z,
