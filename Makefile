@@ -1,5 +1,6 @@
 # make train, make test: each makes its own virtual environment in .venv first.
 #   make train ARGS="--latent-dim 2 --epochs 200"   flags of python -m jvae.experiments.mnist
+#   make figures                                     the paper's, from their records, in seconds
 #   make PYTHON=python3.13 check                     another interpreter
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: train test lint types check benchmark clean
+.PHONY: train test lint types check benchmark figures clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-experiments
@@ -27,6 +28,12 @@ types: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed-benchmark
 	$(BIN)/python -m jvae.experiments.benchmark $(ARGS)
+
+# A folder of records is named after the study that made it.
+figures: $(VENV)/installed-experiments
+	@set -e; for folder in $(wildcard experiments/aevb/*/); do \
+	  $(BIN)/python -m jvae.experiments.$$(basename $$folder) --redraw --out $$folder; \
+	done
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from faces import frey_like
 
 import jvae
 from jvae import data, training
@@ -14,23 +15,6 @@ from jvae.evaluation import bound_by_example
 from jvae.experiments import paper
 from jvae.experiments.paper import BATCH_SIZE, STEP_SIZES, Keys
 from jvae.learners import aevb
-
-
-def frey_like(num: int = 250) -> data.Dataset:
-    """Images of Frey Face's shape: bright in one half, with noise."""
-    generator = np.random.default_rng(0)
-    images = generator.integers(0, 60, (num, 28, 20)).astype(np.uint8)
-    images[: num // 2, :14] += 150
-    images[num // 2 :, 14:] += 150
-    generator.shuffle(images)
-    return data.Dataset(
-        name="frey_face",
-        train=images[30:],
-        test=images[:30],
-        source="generated",
-        sha256="none",
-        licence="none",
-    )
 
 
 @pytest.fixture(scope="module")

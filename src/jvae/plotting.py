@@ -6,12 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Pixels a side of one image of a grid, at most.
 MAX_SIDE = 256
+
+# Okabe & Ito's colours, which the colour-blind can tell apart.
+BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000"),
+)
 
 Images = Float[np.ndarray, "..."] | Float[Array, "..."]
 
@@ -103,20 +108,41 @@ def learning_curves(
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes: Axes = figure.add_subplot()
-    examples = [record["examples"] for record in records]
+    examples = np.array([record["examples"] for record in records])
     for key, label in curves.items():
         values = np.array([record[key] for record in records], float)  # NaN where there is none
-        (line,) = axes.plot(examples, values, label=label, marker=".")
+        by_seed = None
         if all(f"{key}_by_seed" in record for record in records):
             by_seed = np.array([record[f"{key}_by_seed"] for record in records])
-            low, high = by_seed.min(axis=1), by_seed.max(axis=1)
-            axes.fill_between(examples, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
+        banded(axes, examples, values, by_seed, label=label, marker=".")
     axes.set_xscale("log")
     axes.set_xlabel("training examples evaluated")
     axes.set_ylabel(unit)
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def banded(
+    axes: Axes,
+    x: Shaped[np.ndarray, "points"],
+    values: Float[np.ndarray, "points"],
+    by_seed: Float[np.ndarray, "points seeds"] | None,
+    **style: Any,
+) -> None:
+    """A curve [points], and where there are seeds a band [points, seeds] over their range.
+
+    Args:
+      axes: to draw in.
+      x: [points].
+      values: [points].
+      by_seed: [points, seeds], or None.
+      **style: of the line.
+    """
+    (line,) = axes.plot(x, values, **style)
+    if by_seed is not None:
+        low, high = by_seed.min(axis=1), by_seed.max(axis=1)
+        axes.fill_between(x, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
 
 
 def kl_per_dimension(

@@ -15,13 +15,10 @@ from jvae.estimators import TABLE
 from jvae.experiments import records, slopes
 from jvae.experiments.gradient_moments import NETWORKS, Measures, Squared, from_json
 from jvae.experiments.run_folder import RunFolderError
+from jvae.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED
 
 # Slopes are asymptotic: they are fitted to so many of the largest K.
 FITTED = 3
-# Okabe & Ito's colours, which the colour-blind can tell apart.
-BLUE, ORANGE, GREEN, RED, PURPLE, BLACK = (
-    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#000000"),
-)
 WORDS = {"phi": "encoder φ", "theta": "decoder θ"}
 SYMBOLS = {"phi": "φ", "theta": "θ"}
 COLOURS = {"phi": BLUE, "theta": ORANGE}

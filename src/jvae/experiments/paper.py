@@ -200,6 +200,7 @@ class Keys(NamedTuple):
     train: PRNGKeyArray
     order: PRNGKeyArray
     bounds: PRNGKeyArray
+    figures: PRNGKeyArray
 
     @classmethod
     def of(cls, seed: int) -> "Keys":
