@@ -139,6 +139,9 @@ def test_figures_and_tables_are_of_the_record(config: Config, tmp_path: Path) ->
     mcem_point = points_of(record, "curve")[2]
     np.testing.assert_allclose(lines["Monte Carlo EM, test"], [mcem_point["test"]])
     compared = points_of(record, "estimators")
+    ends = {str(found.get_label()): found.get_offsets() for found in axes.collections}
+    expected = mcem_point["test"] - compared[5]["app_d_less_ais"]
+    np.testing.assert_allclose(ends["Monte Carlo EM, test, by AIS"], [[200, expected]])
     both = marginal_figures.differences(compared).axes
     assert [len(axes.collections) for axes in both] == [6, 4]
     offsets = np.asarray(both[0].collections[1].get_offsets())
@@ -195,7 +198,7 @@ def test_what_cannot_be_drawn_or_would_be_lost_is_refused(config: Config, tmp_pa
         ({"methods": ()}, "--methods needs at least one name"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"images_along": 1}, "--images-along must be at least 2, got 1"),
-        ({"images": 99}, "--images must be at least the 100 of --images-compared, got 99"),
+        ({"images": 49}, "--images must be at least the 50 of --images-compared, got 49"),
         ({"chains": 1}, "--chains must be at least 2, got 1"),
         ({"max_samples": 150}, "--max-samples must be a multiple of 100"),
         ({"redraw": True}, "--redraw needs --out"),

@@ -17,6 +17,7 @@ from jvae.experiments.run_folder import RunFolderError
 
 ESTIMATORS = {"app_d": "App. D", "importance_sampling": "importance sampling"}
 MARKERS = {"train": "o", "test": "^"}
+STARS = {"train": "*", "test": "P"}
 Points = Sequence[Mapping[str, Any]]
 
 
@@ -58,9 +59,10 @@ def _panels(points: Points) -> list[int]:
 def curves(record: Record) -> Figure:
     """A panel for each number of training images, laid out as the paper's Figure 3.
 
-    Lines are means over images and seeds, bands reach from the lowest seed to the highest.
+    Lines are means over images and seeds, bands reach from the lowest seed to the highest. A star
+    is a line's end less what App. D gives more than AIS on the images that both have.
     """
-    points = _of(record, "curve")
+    points, compared = _of(record, "curve"), _of(record, "estimators")
     nums = _panels(points)
     figure = Figure(figsize=(4.2 * len(nums) + 0.5, 4.0), layout="constrained")
     first = None
@@ -81,12 +83,26 @@ def curves(record: Record) -> Figure:
                     marker=".",
                     label=f"{style['label']}, {part}",
                 )
+                for other in compared:
+                    if (other["num_examples"], other["method"], other["part"]) == (
+                        num,
+                        method,
+                        part,
+                    ):
+                        axes.scatter(
+                            own[-1]["samples"],
+                            own[-1][part] - other["app_d_less_ais"],
+                            marker=STARS[part],
+                            s=70,
+                            color=style["color"],
+                            label=f"{style['label']}, {part}, by AIS",
+                        )
         axes.set_xscale("log")
+        axes.set_xlabel("training samples evaluated")
         axes.set_title(f"N = {num:,}", fontsize="medium")
         axes.tick_params(labelleft=column == 0)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("log p(x) by App. D, nats an image")
-    figure.supxlabel("training samples evaluated", fontsize="medium")
     figure.suptitle(_title(record.header), fontsize="medium")
     _legend(figure)
     return figure
@@ -123,10 +139,10 @@ def differences(points: Points) -> Figure:
                 if point["num_examples"] == num and f"{name}_by_image" in point:
                     _scatter(axes, point, name)
             axes.axhline(0, color=plotting.BLACK, linewidth=0.8)
-            axes.set_yscale("symlog", linthresh=0.1)
+            axes.set_yscale("symlog", linthresh=1)
+            axes.set_xlabel("log p(x) by AIS, nats" if row == len(rows) - 1 else "")
             axes.grid(alpha=0.3)
             axes.set_title(f"{ESTIMATORS[name]}, N = {num:,}", fontsize="medium")
-    figure.supxlabel("log p(x) by AIS, nats", fontsize="medium")
     figure.supylabel("less that of AIS, nats", fontsize="medium")
     _legend(figure)
     return figure
@@ -153,19 +169,29 @@ def table(record: Record) -> str:
         "| N | method | step size | samples | log p(x), train | log p(x), test | min per 10⁶ |",
         "|---" * 7 + "|",
     ]
-    last = {(p["num_examples"], p["method"]): p for p in _of(record, "curve")}
-    for (num, method), point in sorted(last.items()):
-        per_million = point["seconds"] / (point["samples"] * len(record.header["seeds"])) * 1e6 / 60
+    found: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for point in _of(record, "curve"):
+        found.setdefault((point["num_examples"], point["method"]), []).append(point)
+    for (num, method), own in sorted(found.items()):
+        point, minutes = own[-1], _minutes_per_million(own, len(record.header["seeds"]))
         cells = [
             f"{num:,}",
             curve_figures.STYLES[method]["label"],
             f"{point['step_size']:g}",
             f"{point['samples']:,}",
             *(_with_error(point, part) for part in ("train", "test")),
-            f"{per_million:.2f}",
+            "" if math.isnan(minutes) else f"{minutes:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _minutes_per_million(points: Points, num_seeds: int) -> float:
+    """After the first checkpoints, in which programs are compiled."""
+    middle, last = points[len(points) // 2], points[-1]
+    samples = num_seeds * (last["samples"] - middle["samples"])
+    seconds = float(last["seconds"] - middle["seconds"])
+    return seconds / samples * 1e6 / 60 if samples else math.nan
 
 
 def estimator_table(points: Points) -> str:
