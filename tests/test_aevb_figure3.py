@@ -139,7 +139,10 @@ def test_figures_and_tables_are_of_the_record(config: Config, tmp_path: Path) ->
     mcem_point = points_of(record, "curve")[2]
     np.testing.assert_allclose(lines["Monte Carlo EM, test"], [mcem_point["test"]])
     compared = points_of(record, "estimators")
-    ends = {str(found.get_label()): found.get_offsets() for found in axes.collections}
+    ends = {
+        str(found.get_label()): np.asarray(found.get_offsets(), np.float64)
+        for found in axes.collections
+    }
     expected = mcem_point["test"] - compared[5]["app_d_less_ais"]
     np.testing.assert_allclose(ends["Monte Carlo EM, test, by AIS"], [[200, expected]])
     both = marginal_figures.differences(compared).axes

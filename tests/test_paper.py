@@ -1,12 +1,15 @@
 """What the studies of the paper share: settings, the rule of the step size, counts of samples."""
 
+import functools
 import itertools
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from compiling import compiled_quickly
 from faces import frey_like
 
 import jvae
@@ -17,6 +20,12 @@ from jvae.experiments.paper import BATCH_SIZE, STEP_SIZES, Keys
 from jvae.learners import aevb
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly() -> Iterator[None]:
+    with compiled_quickly():
+        yield
+
+
 @pytest.fixture(scope="module")
 def frey() -> paper.Data:
     return paper.of_images(frey_like(), frey_like().train, "grey")
@@ -25,6 +34,10 @@ def frey() -> paper.Data:
 @pytest.fixture(scope="module")
 def fit(frey: paper.Data) -> paper.Fit:
     return paper.make_fit(aevb.make_learner, paper.make_model("frey_face", 2, hidden=3), frey)
+
+
+# More than a pass of two batches, and two chunks.
+STEPS = 11
 
 
 def ignore(steps: int) -> None:
@@ -181,32 +194,43 @@ def test_states_are_after_exactly_so_many_samples(frey: paper.Data) -> None:
     assert sum(told) == 240
 
 
-def alone(fit: paper.Fit, step_size: float, seed: int, num_steps: int) -> Any:
+@pytest.fixture(scope="module")
+def alone(frey: paper.Data) -> Callable[..., Any]:
     """A model trained by itself, with the step size in the optimizer as users have it."""
-    keys = Keys.of(seed)
-    num = fit.data.num_train
-    optimizer = training.make_optimizer("adagrad", step_size, map_dataset_size=num)
-    learner = aevb.make_learner(optimizer)
-    epoch = training.make_epoch(learner.step, BATCH_SIZE, fit.data.preprocess)
-    params = jvae.init(paper.make_model("frey_face", 2, hidden=3), keys.init)
-    order = np.stack(list(itertools.islice(paper.batches(keys.order, num), num_steps)))
-    return epoch(learner.init(params, keys.train), fit.data.train, order)[0]
+    num = frey.num_train
+
+    @functools.cache
+    def learner_and_epoch(step_size: float) -> Any:
+        optimizer = training.make_optimizer("adagrad", step_size, map_dataset_size=num)
+        learner = aevb.make_learner(optimizer)
+        return learner, training.make_epoch(learner.step, BATCH_SIZE, frey.preprocess)
+
+    def train(step_size: float, seed: int) -> jvae.Params:
+        learner, epoch = learner_and_epoch(step_size)
+        keys = Keys.of(seed)
+        params = jvae.init(paper.make_model("frey_face", 2, hidden=3), keys.init)
+        order = np.stack(list(itertools.islice(paper.batches(keys.order, num), STEPS)))
+        return epoch(learner.init(params, keys.train), frey.train, order)[0].params
+
+    return train
 
 
 def assert_same_weights(a: jvae.Params, b: jvae.Params) -> None:
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), a, b)
 
 
-def test_a_seed_goes_the_way_that_it_would_go_alone(fit: paper.Fit) -> None:
+def test_a_seed_goes_the_way_that_it_would_go_alone(
+    fit: paper.Fit, alone: Callable[..., Any]
+) -> None:
     seeds = (0, 3, 5)
     keys = [Keys.of(seed) for seed in seeds]
-    states = paper.train(fit, paper.begin(fit, 0.02, seeds), keys, [1, 12], advance=ignore)
+    states = paper.train(fit, paper.begin(fit, 0.02, seeds), keys, [1, STEPS], advance=ignore)
     first, last = states
     assert int(first.step) == 1
-    assert int(last.step) == 12
+    assert int(last.step) == STEPS
     for i, seed in ((0, 0), (2, 5)):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], last.params)
-        assert_same_weights(own, alone(fit, 0.02, seed, 12).params)
+        assert_same_weights(own, alone(0.02, seed))
 
 
 def test_bounds_are_of_each_member_and_part(fit: paper.Fit) -> None:
@@ -224,22 +248,21 @@ def test_bounds_are_of_each_member_and_part(fit: paper.Fit) -> None:
 
 
 def test_the_step_size_is_the_one_with_the_best_training_bound_at_the_start(
-    fit: paper.Fit,
+    fit: paper.Fit, alone: Callable[..., Any]
 ) -> None:
     told: list[int] = []
-    trial = paper.choose_step_size(fit, 4, num_steps=12, advance=told.append)
-    assert sum(told) == 12
-    key = jax.random.split(jax.random.fold_in(Keys.of(4).bounds, 12))[0]
+    trial = paper.choose_step_size(fit, 4, num_steps=STEPS, advance=told.append)
+    assert sum(told) == STEPS
+    key = jax.random.split(jax.random.fold_in(Keys.of(4).bounds, STEPS))[0]
     expected = {}
     for size in STEP_SIZES:
-        params = alone(fit, size, 4, 12).params
-        values = bound_by_example(params, fit.data.shown, key, bound=jvae.elbo)
+        values = bound_by_example(alone(size, 4), fit.data.shown, key, bound=jvae.elbo)
         expected[size] = float(values.mean())
     assert trial.bounds == pytest.approx(expected, rel=1e-4)
     assert trial.step_size == max(expected, key=expected.__getitem__)
     assert len({round(bound, 3) for bound in expected.values()}) == 3
     assert trial.settings["step_size"] == trial.step_size
-    assert "after 12 steps" in trial.settings["step_size_rule"]
+    assert f"after {STEPS} steps" in trial.settings["step_size_rule"]
 
 
 @pytest.mark.parametrize(

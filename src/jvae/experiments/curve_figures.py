@@ -38,7 +38,8 @@ def panels(measured: Mapping[Curve, Measured]) -> Figure:
         for name in datasets
     ]
     across = max(map(len, rows))
-    figure = Figure(figsize=(2.6 * across + 0.9, 2.5 * len(rows) + 0.9), layout="constrained")
+    width = max(6.5, 2.6 * across + 0.9)  # of the title and the legend
+    figure = Figure(figsize=(width, 2.5 * len(rows) + 1.2), layout="constrained")
     for row, (dataset, latent_dims) in enumerate(zip(datasets, rows, strict=True)):
         first = None
         of_row = [of for curve, of in measured.items() if curve.dataset == dataset]
@@ -52,12 +53,13 @@ def panels(measured: Mapping[Curve, Measured]) -> Figure:
                     _draw(axes, of)
             axes.set_title(f"{NAMES[dataset]}, {latent_dim} latents", fontsize="medium")
             axes.tick_params(labelleft=column == 0)
+            if column >= max(map(len, rows[row + 1 :]), default=0):  # nothing is below
+                axes.set_xlabel("training samples evaluated")
             axes.grid(alpha=0.3)
         if first is not None:
             first.set_xscale("log")
             first.set_ylim(*_range(of_row))
             first.set_ylabel("bound, nats an image")
-    figure.supxlabel("training samples evaluated", fontsize="medium")
     headers = [of.header for of in measured.values()]
     figure.suptitle(_title(headers), fontsize="medium")
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
@@ -96,10 +98,10 @@ def _range(of_row: Sequence[Measured]) -> tuple[float, float]:
 def _title(headers: Sequence[Mapping[str, Any]]) -> str:
     seeds = sorted({len(header["seeds"]) for header in headers})
     targets = {header["targets"] for header in headers}
-    stamp = "grey targets as in the paper: no likelihood of any data"
+    stamp = "grey targets as in the paper: of digits no likelihood"
     what = stamp if targets == {"grey"} else "pixels drawn at each visit"
     over = " or ".join(map(str, seeds))
-    return f"{what}; median and range of {over} seed{'s' if seeds != [1] else ''}"
+    return f"{what}\nmedian and range of {over} seed{'s' if seeds != [1] else ''}"
 
 
 def table(measured: Mapping[Curve, Measured]) -> str:

@@ -40,8 +40,8 @@ class Config:
     data_dir: Path | None = None
     """Folder of all datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     out: Path | None = None
-    """Folder for the records and the figures; by default runs/STUDY-DATE-TIME. The same command
-    goes on with a study that was stopped."""
+    """Folder for the records and the figures, by default runs/STUDY-DATE-TIME. Into the folder of a
+    study that was stopped, the same command trains the curves that it lacks."""
     redraw: bool = False
     """Train nothing: draw the figures of all records in OUT."""
 
