@@ -132,3 +132,19 @@ def elbo(params: jvae.Params, x: Array) -> Array:
     log_px_z = -0.5 * square / sigma**2 - x.shape[-1] * math.log(sigma * math.sqrt(2 * math.pi))
     kl = 0.5 * (loc**2 + jnp.exp(log_var) - 1 - log_var).sum(-1)
     return log_px_z - kl
+
+
+def log_q_of_dreams(params: jvae.Params, x: Array) -> Array:
+    """E[log q(z|x)] over x, z ~ p with one latent, from the moments of two numbers,
+
+    d = z - A x - a and v = B x + c: they are jointly normal, and e⁻ᵛ tilts d's mean by -cov(d, v).
+    For each row of x, which they do not depend on, [batch] nats; differentiable in q's weights.
+    """
+    encoder, decoder = (params.weights[n]["params"]["output"] for n in ("encoder", "decoder"))
+    (A, B), (a, c) = encoder["kernel"].T, encoder["bias"]
+    W, b = (jax.lax.stop_gradient(decoder[name]) for name in ("kernel", "bias"))
+    cov = W.T @ W + params.model.decoder.family.scale**2 * jnp.eye(len(b))
+    v, var_v = B @ b + c, B @ cov @ B
+    d, var_d, cov_dv = -A @ b - a, 1 - 2 * W[0] @ A + A @ cov @ A, W[0] @ B - A @ cov @ B
+    square = jnp.exp(-v + var_v / 2) * ((d - cov_dv) ** 2 + var_d)
+    return jnp.broadcast_to(-0.5 * (square + v + math.log(2 * math.pi)), x.shape[:1])

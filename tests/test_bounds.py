@@ -137,21 +137,6 @@ def free_bits(free_nats: float, params: jvae.Params, x: Array) -> Array:
     return linear_gaussian.elbo(params, x) + kl - jnp.maximum(free_nats, kl)
 
 
-def dreams(params: jvae.Params, x: Array) -> Array:
-    """E[log q(z|x)] over x, z ~ p, from the moments of d = z - A x - a and v = B x + c.
-
-    d and v are jointly normal, and e⁻ᵛ tilts d's mean by -cov(d, v).
-    """
-    encoder, decoder = (params.weights[n]["params"]["output"] for n in ("encoder", "decoder"))
-    (A, B), (a, c) = encoder["kernel"].T, encoder["bias"]
-    W, b = (stop(decoder[name]) for name in ("kernel", "bias"))
-    cov = W.T @ W + params.model.decoder.family.scale**2 * jnp.eye(len(b))
-    v, var_v = B @ b + c, B @ cov @ B
-    d, var_d, cov_dv = -A @ b - a, 1 - 2 * W[0] @ A + A @ cov @ A, W[0] @ B - A @ cov @ B
-    square = jnp.exp(-v + var_v / 2) * ((d - cov_dv) ** 2 + var_d)
-    return jnp.broadcast_to(-0.5 * (square + v + np.log(2 * np.pi)), x.shape[:1])
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
     """What two draws of a bound are in expectation; a gradient of None is exactly zero."""
@@ -194,7 +179,7 @@ CASES = [
     dataclasses.replace(
         case("wake_phi", of(weighted_log_q)), theta=None, phi=of(weighted_log_q, fixed=True)
     ),
-    dataclasses.replace(case("sleep_phi", dreams), theta=None),
+    dataclasses.replace(case("sleep_phi", linear_gaussian.log_q_of_dreams), theta=None),
 ]
 
 

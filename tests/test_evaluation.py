@@ -139,6 +139,13 @@ def test_what_weights_say(
         np.testing.assert_allclose(got, [wanted], rtol=3e-4 if log_scale else 1e-6, atol=1e-4)
 
 
+def test_the_error_of_very_many_samples_is_no_overflow() -> None:
+    log_w = np.random.default_rng(0).normal(size=50_000).astype(np.float32)
+    w = np.exp(log_w.astype(np.float64))
+    expected = w.std(ddof=1) / w.mean() / math.sqrt(len(w))
+    np.testing.assert_allclose(from_log_weights(jnp.asarray(log_w)).stderr, expected, rtol=1e-3)
+
+
 def log_likelihood_of_ess(ess: list[float]) -> evaluation.LogLikelihood:
     zeros = jnp.zeros(len(ess))
     return evaluation.LogLikelihood(zeros, zeros, jnp.asarray(ess))

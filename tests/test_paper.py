@@ -273,7 +273,7 @@ def test_a_step_size_that_is_not_finite_is_not_chosen(
     found: list[float], chosen: float, fit: paper.Fit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(paper, "train", lambda *args, **kwargs: iter([None]))
-    monkeypatch.setattr(paper, "measure", lambda *args: {"train": np.array(found)[:, None]})
+    monkeypatch.setattr(paper, "measure", lambda *args: {"train": list(np.array(found)[:, None])})
     trial = paper.choose_step_size(fit, 0, num_steps=1, advance=ignore)
     assert trial.step_size == chosen
     assert [bound is None for bound in trial.bounds.values()] == [

@@ -256,6 +256,36 @@ def test_an_epoch_takes_an_order_so_that_an_ensemble_can_share_it() -> None:
     np.testing.assert_array_equal(info.bound, np.stack([order, order]))
 
 
+@pytest.mark.parametrize("num_members", [1, 2])
+@pytest.mark.parametrize("by_step", [False, True])
+def test_data_may_be_a_tree_whose_rows_stay_together(
+    by_step: bool, num_members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "_convolves_on_cpu", lambda *_: by_step)
+    states = [training.init(toy_params(), optax.sgd(0.1), key) for key in jax.random.split(KEY, 2)]
+    state = states[0] if num_members == 1 else training.ensemble(states)
+    num, generator = 12, np.random.default_rng(0)
+    x = generator.random((num, 2, 3), np.float32)
+    tree = {"x": x, "place": (np.arange(num),)}
+
+    def doubled(batch: Any, key: PRNGKeyArray) -> Any:
+        return {**batch, "x": 2 * batch["x"]}
+
+    _, info = training.make_epoch(recorder, 4, doubled)(state, tree)
+    members = () if num_members == 1 else (num_members,)
+    (place,) = info.bound["place"]
+    assert place.shape == (3, *members, 4)
+    np.testing.assert_array_equal(np.sort(np.ravel(place)), np.repeat(np.arange(num), num_members))
+    np.testing.assert_array_equal(info.bound["x"], 2 * x[np.asarray(place)])
+
+
+@pytest.mark.parametrize("other", [np.zeros((7, 5)), np.zeros(())])
+def test_data_of_unequal_lengths_is_refused(other: np.ndarray) -> None:
+    state = training.init(toy_params(), optax.sgd(0.1), KEY)
+    with pytest.raises(ValueError, match=r"arrays \[num, ...\] of one length, got .*\(8, 5\)"):
+        training.make_epoch(recorder, 2)(state, (data(8), other))
+
+
 @pytest.mark.parametrize("batch_size", [0, 9])
 def test_a_batch_size_that_cannot_be_is_refused(batch_size: int) -> None:
     state = training.init(toy_params(), optax.sgd(0.1), KEY)

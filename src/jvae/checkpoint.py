@@ -19,7 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jvae import models, networks, priors
 from jvae.models import Params
-from jvae.training import TrainState
+from jvae.training import State, StateT
 
 Checkpoints: TypeAlias = ocp.CheckpointManager
 
@@ -59,7 +59,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
         yield checkpoints
 
 
-def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
+def save_state(checkpoints: Checkpoints, state: State) -> None:
     """Save `state` under its step, unless that step is there already."""
     step = int(state.step)
     if step not in checkpoints.all_steps():
@@ -68,10 +68,10 @@ def save_state(checkpoints: Checkpoints, state: TrainState) -> None:
 
 def restore_latest(
     checkpoints: Checkpoints,
-    like: TrainState,
+    like: StateT,
     *,
     on_damaged: Callable[[str], object] = warnings.warn,
-) -> TrainState:
+) -> StateT:
     """The state saved last, or where its files are damaged the one before it.
 
     Args:
@@ -106,7 +106,7 @@ def restore_latest(
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState:
+def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
     # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
     metadata = checkpoints.item_metadata(step)
     saved = _shapes(getattr(metadata, "tree", metadata))
@@ -120,7 +120,7 @@ def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainStat
             f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
         )
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    state: TrainState = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    state: StateT = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
     return state
 
 

@@ -14,7 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count
-from jvae.training import Preprocess, TrainState
+from jvae.training import Preprocess, StateT
 
 Tree = TypeVar("Tree")
 
@@ -86,7 +86,7 @@ def replicate(tree: Tree, mesh: Mesh) -> Tree:
     return jax.tree.map(lambda leaf: _place(leaf, NamedSharding(mesh, PartitionSpec())), tree)
 
 
-def place_members(state: TrainState, mesh: Mesh) -> TrainState:
+def place_members(state: StateT, mesh: Mesh) -> StateT:
     """An ensemble with its members shared out over the devices of `mesh`.
 
     Raises:
@@ -95,7 +95,7 @@ def place_members(state: TrainState, mesh: Mesh) -> TrainState:
     if len(state.key) % mesh.size:
         raise ValueError(f"{len(state.key)} members cannot be shared by {mesh.size} devices")
     split = _split(mesh)
-    members = jax.tree.map(lambda leaf: _place(leaf, split), state._replace(step=None))  # type: ignore[arg-type]
+    members = jax.tree.map(lambda leaf: _place(leaf, split), state._replace(step=None))
     return members._replace(step=replicate(state.step, mesh))
 
 

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.extend.core
@@ -23,10 +23,38 @@ from jvae.estimators import Bound
 from jvae.models import Params
 
 
-class TrainState(NamedTuple):
-    """All that training carries from step to step; saving it is enough to resume.
+@runtime_checkable
+class State(Protocol):
+    """All that a learner carries from step to step; saving it is enough to resume.
 
-    The state of an ensemble, which `ensemble` makes, has a first axis of members in all but `step`.
+    A `NamedTuple` with the fields of `TrainState`, and any others of its learner. The state of an
+    ensemble, which `ensemble` makes, has a first axis of members in all but `step`.
+    """
+
+    @property
+    def step(self) -> Int[Array, ""]:
+        """Steps done."""
+
+    @property
+    def params(self) -> Params:
+        """The model's weights."""
+
+    @property
+    def opt_state(self) -> optax.OptState:
+        """The optimizer's state."""
+
+    @property
+    def key(self) -> PRNGKeyArray:
+        """The run's key, which never changes."""
+
+    def _replace(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class TrainState(NamedTuple):
+    """The `State` of a learner that needs no more.
 
     Attributes:
       step: steps done, int32 [].
@@ -42,7 +70,7 @@ class TrainState(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step reports.
+    """What a step reports, to which a learner may add.
 
     Attributes:
       bound: the minibatch's mean bound in nats per example, before the update.
@@ -61,9 +89,9 @@ class StepKeys(NamedTuple):
     shuffle: PRNGKeyArray
 
 
-Step = Callable[[TrainState, Any], tuple[TrainState, StepInfo]]
-Epoch = Callable[..., tuple[TrainState, StepInfo]]
-Preprocess = Callable[[Array, PRNGKeyArray], Array]
+Step = Callable[[Any, Any], tuple[Any, Any]]
+Epoch = Callable[..., tuple[Any, Any]]
+Preprocess = Callable[[Any, PRNGKeyArray], Any]
 
 
 class NonFiniteError(FloatingPointError):
@@ -82,7 +110,7 @@ class NonFiniteError(FloatingPointError):
         self,
         step: int,
         bound: float,
-        last_good_state: TrainState,
+        last_good_state: Any,
         *,
         member: int = 0,
         skipped: int = 0,
@@ -121,7 +149,7 @@ def init(params: Any, optimizer: optax.GradientTransformation, key: PRNGKeyArray
     )
 
 
-def ensemble(states: Sequence[TrainState]) -> TrainState:
+def ensemble(states: Sequence[StateT]) -> StateT:
     """One state of many models that are trained side by side.
 
     `make_epoch` and `make_streamed_epoch` train it as they train a single one, and each member
@@ -140,20 +168,21 @@ def ensemble(states: Sequence[TrainState]) -> TrainState:
     return stacked._replace(step=states[0].step)
 
 
-def members(state: TrainState) -> list[TrainState]:
+def members(state: StateT) -> list[StateT]:
     """The states of an ensemble's members; of a single model, the state itself alone."""
     if not state.key.ndim:
         return [state]
     # Indexing what lies on several devices is a program over all of them, and many of those at
     # once can wait for each other for ever.
     state = jax.device_put(state, jax.local_devices()[0])
+    own = state._replace(step=None)
     return [
-        TrainState(state.step, *jax.tree.map(operator.itemgetter(i), tuple(state[1:])))
+        jax.tree.map(operator.itemgetter(i), own)._replace(step=state.step)
         for i in range(len(state.key))
     ]
 
 
-def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
+def over_members(train: Callable[..., tuple[Any, Any]]) -> Epoch:
     """From training one model to training an ensemble, in one compiled call.
 
     Args:
@@ -166,13 +195,13 @@ def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
       devices (`jvae.distributed.place_members`) is trained there, each device with its own part.
     """
 
-    def together(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
-        def one(member: Any) -> tuple[TrainState, StepInfo]:
-            (params, opt_state, key), own = member
-            return train(TrainState(state.step, params, opt_state, key), shared, *own)
+    def together(state: StateT, shared: Any, *own: Any) -> tuple[StateT, Any]:
+        def one(member: Any) -> tuple[StateT, Any]:
+            alone, own = member
+            return train(alone._replace(step=state.step), shared, *own)
 
         after, info = jax.lax.platform_dependent(
-            (state[1:], own), cpu=partial(jax.lax.map, one), default=jax.vmap(one)
+            (state._replace(step=None), own), cpu=partial(jax.lax.map, one), default=jax.vmap(one)
         )
         return after._replace(step=after.step[0]), info
 
@@ -181,9 +210,9 @@ def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
         if mesh is None:
             return jax.jit(together)
         everywhere, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
-        states = TrainState(everywhere, split, split, split)  # type: ignore[arg-type]
 
-        def on_devices(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
+        def on_devices(state: Any, shared: Any, *own: Any) -> tuple[Any, Any]:
+            states = state._replace(**dict.fromkeys(state._fields, split) | {"step": everywhere})
             run = jax.shard_map(
                 together,
                 mesh=mesh,
@@ -195,7 +224,7 @@ def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
 
         return jax.jit(on_devices)
 
-    def train_members(state: TrainState, shared: Any, *own: Any) -> tuple[TrainState, StepInfo]:
+    def train_members(state: StateT, shared: Any, *own: Any) -> tuple[StateT, Any]:
         sharding = None if isinstance(state.key, jax.core.Tracer) else state.key.sharding
         mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
         return compiled(mesh)(state, shared, *own)
@@ -203,7 +232,7 @@ def over_members(train: Callable[..., tuple[TrainState, StepInfo]]) -> Epoch:
     return train_members
 
 
-def step_keys(state: TrainState) -> StepKeys:
+def step_keys(state: State) -> StepKeys:
     """The keys of the step that `state` is about to take: a resumed run draws the same."""
     return StepKeys(*jax.random.split(jax.random.fold_in(state.key, state.step), 3))
 
@@ -238,14 +267,34 @@ def make_step(
     ) -> tuple[TrainState, StepInfo]:
         settings = {name: schedule(state.step) for name, schedule in scheduled.items()}
         negative = loss(partial(bound, **settings), state, x)
-        value, gradient = jax.value_and_grad(negative)(state.params)
-        updates, opt_state = update(gradient, state.opt_state, state.params, value=value)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, value = descend(negative, update, state.params, state.opt_state)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
         skipped = ~opt_state.last_finite if skips_non_finite(state) else None
         return state, StepInfo(bound=-value, skipped=skipped)
 
     return step
+
+
+def descend(
+    loss: Callable[[Any], Float[Array, ""]],
+    update: Callable[..., tuple[Any, optax.OptState]],
+    params: Any,
+    opt_state: optax.OptState,
+) -> tuple[Any, optax.OptState, Float[Array, ""]]:
+    """One update of the weights.
+
+    Args:
+      loss: a function of the weights.
+      update: of an optimizer that `optax.with_extra_args_support` has passed.
+      params: the weights.
+      opt_state: the optimizer's state.
+
+    Returns:
+      The weights and the state after the update, and the loss before it.
+    """
+    value, gradient = jax.value_and_grad(loss)(params)
+    updates, opt_state = update(gradient, opt_state, params, value=value)
+    return optax.apply_updates(params, updates), opt_state, value
 
 
 def loss(
@@ -277,27 +326,30 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
 
     Returns:
       `epoch(state, data, order=None) -> (state, info)`, data [num, *data_shape] in any dtype
-      that `preprocess` takes, info stacked over steps [steps] or, of an ensemble,
-      [steps, members]. The state given stays valid, so that a caller can go back to it. `order`
-      [steps, batch_size] are the indices of each step's examples, shared by the members of an
-      ensemble, or [members, steps, batch_size]; by default `shuffled_batches` draws them from the
-      state's key and step, for each member its own. That is work for the host: under `jit` and
-      `vmap` `order` must be given.
+      that `preprocess` takes, or a pytree of arrays [num, ...], whose batches are pytrees like
+      it; info stacked over steps [steps] or, of an ensemble, [steps, members]. The state given
+      stays valid, so that a caller can go back to it. `order` [steps, batch_size] are the indices
+      of each step's examples, shared by the members of an ensemble, or
+      [members, steps, batch_size]; by default `shuffled_batches` draws them from the state's key
+      and step, for each member its own. That is work for the host: under `jit` and `vmap` `order`
+      must be given.
 
     Raises:
       TypeError: `batch_size` is no int.
-      ValueError: `batch_size` is below 1 or, at a call, larger than the data.
+      ValueError: `batch_size` is below 1 or, at a call, larger than the data, or arrays of the
+        data differ in length.
     """
     batch_size = check_count("batch_size", batch_size)
 
     @jax.jit
-    def run(
-        state: TrainState, data: Shaped[Array, "num ..."], indices: Int[Array, "steps batch"]
-    ) -> tuple[TrainState, StepInfo]:
-        rows = data.reshape(data.shape[0], -1)  # XLA on CPU gathers one long axis faster
+    def run(state: StateT, data: Any, indices: Int[Array, "steps batch"]) -> tuple[StateT, Any]:
+        # XLA on CPU gathers one long axis faster.
+        rows = jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1), data)
 
-        def body(state: TrainState, batch: Int[Array, "batch"]) -> tuple[TrainState, StepInfo]:
-            x = rows[batch].reshape(batch_size, *data.shape[1:])
+        def body(state: StateT, batch: Int[Array, "batch"]) -> tuple[StateT, Any]:
+            x = jax.tree.map(
+                lambda rows, leaf: rows[batch].reshape(batch_size, *leaf.shape[1:]), rows, data
+            )
             if preprocess is not None:
                 x = preprocess(x, step_keys(state).preprocess)
             return step(state, x)
@@ -308,22 +360,23 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
     by_step: bool | None = None
 
     def epoch(
-        state: TrainState,
-        data: Shaped[Array | np.ndarray, "num ..."],
+        state: StateT,
+        data: Any,
         order: Int[Array | np.ndarray, "*members steps batch"] | None = None,
-    ) -> tuple[TrainState, StepInfo]:
+    ) -> tuple[StateT, Any]:
         nonlocal by_step
-        data = jnp.asarray(data)
+        data = jax.tree.map(jnp.asarray, data)
+        num = _num_examples(data)
         if by_step is None:
             by_step = _convolves_on_cpu(run, state, data, batch_size)
         if not state.key.ndim:
-            order = _order(state, len(data), batch_size) if order is None else order
+            order = _order(state, num, batch_size) if order is None else order
             if by_step:
-                return run_steps(state, lambda _: (data[batch] for batch in order))
+                return run_steps(state, lambda _: (_rows(data, batch) for batch in order))
             return run(state, data, order)
         if order is None:
-            keys = state._replace(params=None, opt_state=None)
-            own: list[Any] = [_order(one, len(data), batch_size) for one in members(keys)]
+            keys = TrainState(state.step, params=None, opt_state=None, key=state.key)
+            own: list[Any] = [_order(one, num, batch_size) for one in members(keys)]
         else:
             own = list(order) if order.ndim == 3 else [order] * len(state.key)
         if by_step:
@@ -336,14 +389,29 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
     return epoch
 
 
-def _convolves_on_cpu(run: Any, state: TrainState, data: Array, batch_size: int) -> bool:
+def _num_examples(data: Any) -> int:
+    """How many examples there are in a pytree of arrays [num, ...]."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
+        raise ValueError(f"data must be arrays [num, ...] of one length, got shapes {shapes}")
+    return int(shapes[0][0])
+
+
+def _rows(data: Any, batch: Int[Array, "batch"] | Int[np.ndarray, "batch"]) -> Any:
+    return jax.tree.map(lambda leaf: leaf[batch], data)
+
+
+def _convolves_on_cpu(run: Any, state: State, data: Any, batch_size: int) -> bool:
     """Whether an epoch in one compiled call would be slow.
 
     XLA on CPU takes 20 times as long for the gradient of a convolution's kernel inside a loop.
     """
-    if isinstance(data, jax.core.Tracer) or {d.platform for d in data.devices()} != {"cpu"}:
+    leaves = jax.tree.leaves(data)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return False
-    steps = steps_per_epoch(len(data), batch_size)
+    if {device.platform for leaf in leaves for device in leaf.devices()} != {"cpu"}:
+        return False
+    steps = steps_per_epoch(_num_examples(data), batch_size)
     order = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
     one = jax.eval_shape(lambda state: members(state)[0], state)  # of an ensemble no copy is made
     return _convolves(run.trace(one, data, order).jaxpr.jaxpr)
@@ -355,7 +423,7 @@ def _convolves(jaxpr: jax.extend.core.Jaxpr) -> bool:
     )
 
 
-def _order(state: TrainState, num: int, batch_size: int) -> Int[np.ndarray, "steps batch"]:
+def _order(state: State, num: int, batch_size: int) -> Int[np.ndarray, "steps batch"]:
     return shuffled_batches(step_keys(state).shuffle, num, batch_size)
 
 
@@ -368,28 +436,25 @@ def make_streamed_epoch(step: Step, preprocess: Preprocess | None = None) -> Epo
 
     Returns:
       `epoch(state, batches) -> (state, info)`, info stacked over steps. `batches(step)` gives the
-      batches from that step to the end of its epoch, such as a partial `jvae.data.batches`; the
-      members of an ensemble share them. The state given stays valid. Without a batch: ValueError.
+      batches from that step to the end of its epoch, such as a partial `jvae.data.batches`; a
+      batch is an array or a pytree of them, and the members of an ensemble share it. The state
+      given stays valid. Without a batch: ValueError.
     """
 
-    def single(
-        state: TrainState, batch: Shaped[Array | np.ndarray, "..."]
-    ) -> tuple[TrainState, StepInfo]:
-        x = jnp.asarray(batch)
+    def single(state: StateT, batch: Any) -> tuple[StateT, Any]:
+        x = jax.tree.map(jnp.asarray, batch)
         if preprocess is not None:
             x = preprocess(x, step_keys(state).preprocess)
         return step(state, x)
 
     run_single, run_members = jax.jit(single, donate_argnums=0), over_members(single)
 
-    def run(state: TrainState, batch: Any) -> tuple[TrainState, StepInfo]:
+    def run(state: StateT, batch: Any) -> tuple[StateT, Any]:
         return (run_members if state.key.ndim else run_single)(state, batch)
 
-    def epoch(
-        state: TrainState, batches: Callable[[int], Iterable[np.ndarray]]
-    ) -> tuple[TrainState, StepInfo]:
+    def epoch(state: StateT, batches: Callable[[int], Iterable[Any]]) -> tuple[StateT, Any]:
         state = jax.tree.map(jnp.copy, state)
-        infos: list[StepInfo] = []
+        infos: list[Any] = []
         for batch in batches(int(state.step)):
             state, info = run(state, batch)
             infos.append(info)
@@ -431,14 +496,14 @@ def shuffled_batches(
 
 
 def fit(
-    state: TrainState,
+    state: StateT,
     epoch: Epoch,
     data: Any,
     *,
     num_epochs: int,
-    on_epoch: Callable[[TrainState, StepInfo], bool | None] | None = None,
+    on_epoch: Callable[[StateT, Any], bool | None] | None = None,
     max_skipped: int = 10,
-) -> TrainState:
+) -> StateT:
     """Run epochs, and stop rather than go on with numbers that are not finite.
 
     Args:
@@ -493,7 +558,7 @@ def skipped_in_a_row(
 
 
 @jax.jit
-def _healthy(state: TrainState) -> Bool[Array, "members"]:
+def _healthy(state: State) -> Bool[Array, "members"]:
     """No infinite weight and no NaN at all; an optimizer's state may well hold an infinity."""
 
     def all_of_a_member(good: Array) -> Array:
@@ -577,7 +642,7 @@ def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTr
     return optax.GradientTransformationExtraArgs(guarded.init, update)
 
 
-def skips_non_finite(state: TrainState) -> bool:
+def skips_non_finite(state: State) -> bool:
     """Whether `state` is of an optimizer that `skip_non_finite` made."""
     return isinstance(state.opt_state, optax.ApplyIfFiniteState)
 

@@ -46,7 +46,8 @@ def from_log_weights(log_w: Float[Array, "num *batch"]) -> LogLikelihood:
     none = total == 0
     total = jnp.where(none, 1, total)
     deviation = w * (num / total)[None] - 1
-    error = jnp.sqrt(jnp.square(deviation).sum(axis=0) / (num * max(num - 1, 1)))
+    # As a float: of 46,342 samples on, the product is no int32.
+    error = jnp.sqrt(jnp.square(deviation).sum(axis=0) / float(num * max(num - 1, 1)))
     return LogLikelihood(
         estimate=log_mean_exp(log_w),
         stderr=jnp.where(none | (num == 1), jnp.inf, error),

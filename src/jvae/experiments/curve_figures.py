@@ -15,6 +15,7 @@ from jvae.experiments.curves import Curve, Measured
 STYLES: Mapping[str, dict[str, Any]] = {
     "aevb": {"label": "AEVB", "color": plotting.BLUE},
     "wake_sleep": {"label": "wake-sleep", "color": plotting.ORANGE},
+    "mcem": {"label": "Monte Carlo EM", "color": plotting.GREEN},
 }
 LINES = {"train": "-", "test": "--"}
 NAMES = {"mnist": "MNIST", "mnist_5k": "mnist_5k", "frey_face": "Frey Face"}

@@ -267,13 +267,15 @@ class Trial(NamedTuple):
     Attributes:
       num_steps: how many each was tried for.
       step_size: the one that did best.
-      bounds: of each step size, the mean bound of the training examples shown, in nats; None
-        where it is not finite.
+      bounds: of each step size, the mean bound of training examples, in nats; None where it is not
+        finite.
+      criterion: which bound, or what else, of which examples.
     """
 
     num_steps: int
     step_size: float
     bounds: dict[float, float | None]
+    criterion: str = "bound on the training examples shown"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -281,14 +283,20 @@ class Trial(NamedTuple):
         return {
             "optimizer": "adagrad, MAP criterion",
             "step_size": self.step_size,
-            "step_size_rule": f"of those tried the one with the highest mean bound on the training "
-            f"examples shown after {self.num_steps} steps of the first seed",
+            "step_size_rule": f"of those tried the one with the highest mean {self.criterion} "
+            f"after {self.num_steps} steps of the first seed",
             "step_size_trial": {str(size): bound for size, bound in self.bounds.items()},
         }
 
 
 def choose_step_size(
-    fit: Fit, seed: int, *, num_steps: int, advance: Callable[[int], object]
+    fit: Fit,
+    seed: int,
+    *,
+    num_steps: int,
+    advance: Callable[[int], object],
+    score: Callable[[Any, Sequence[Keys]], Sequence[np.ndarray]] | None = None,
+    criterion: str = Trial._field_defaults["criterion"],
 ) -> Trial:
     """The step size that does best on training data in the first few iterations.
 
@@ -300,6 +308,9 @@ def choose_step_size(
       seed: the seed.
       num_steps: how many iterations.
       advance: told how many steps were done.
+      score: from an ensemble and its keys to what the mean of is compared, [num] of each member;
+        by default the bound on the training examples shown.
+      criterion: what `score` is, in words.
 
     Raises:
       FloatingPointError: the bound is finite with none of them.
@@ -307,15 +318,18 @@ def choose_step_size(
     keys = [Keys.of(seed)] * len(STEP_SIZES)
     states = [fit.init(size, Keys.of(seed)) for size in STEP_SIZES]
     (state,) = train(fit, training.ensemble(states), keys, [num_steps], advance=advance)
-    found = [
-        float(values.mean()) for values in measure(fit.data, state, keys, fit.by_example)["train"]
-    ]
+    if score is None:
+
+        def score(state: Any, keys: Sequence[Keys]) -> Sequence[np.ndarray]:
+            return measure(fit.data, state, keys, fit.by_example)["train"]
+
+    found = [float(of_one.mean()) for of_one in score(state, keys)]
     bounds = dict(zip(STEP_SIZES, found, strict=True))
     finite = {size: bound for size, bound in bounds.items() if math.isfinite(bound)}
     if not finite:
         raise FloatingPointError(f"no step size of {STEP_SIZES} keeps the bound finite")
     best = max(finite, key=lambda size: finite[size])
-    return Trial(num_steps, best, {size: finite.get(size) for size in bounds})
+    return Trial(num_steps, best, {size: finite.get(size) for size in bounds}, criterion)
 
 
 def begin(fit: Fit, step_size: float, seeds: Sequence[int]) -> Any:

@@ -15,9 +15,9 @@ class Learner(NamedTuple):
     Every learner is run by `jvae.training.make_epoch(learner.step, batch_size, preprocess)`.
 
     Attributes:
-      init: `(params, key) -> state`, the state before the first step: a `NamedTuple` with at
-        least the fields of `jvae.training.TrainState`, its count of steps first.
-      step: `(state, x) -> (state, jvae.training.StepInfo)`, jitted.
+      init: `(params, key) -> state`, the `jvae.training.State` before the first step.
+      step: `(state, x) -> (state, info)`, jitted; info has at least the fields of
+        `jvae.training.StepInfo`.
     """
 
     init: Callable[[Params, PRNGKeyArray], Any]
