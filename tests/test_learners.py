@@ -21,7 +21,7 @@ from standard_errors import ROUNDING, SIGMAS, assert_mean_is
 
 import jvae
 from jvae import checkpoint, learners, training
-from jvae.learners import Learner, aevb, full_bayes, mcem, wake_sleep
+from jvae.learners import Learner, aevb, full_bayes, mcem, score_function, wake_sleep
 
 KEY = jax.random.key(3)
 SGD = optax.sgd(1.0)  # whose update is the gradient
@@ -270,6 +270,7 @@ def run_of(learner: Learner, data: Any = IMAGES, preprocess: training.Preprocess
 RUNS = {
     "aevb": run_of(aevb.make_learner(OPTIMIZER)),
     "wake_sleep": run_of(wake_sleep.make_learner(OPTIMIZER)),
+    "score_function": run_of(score_function.make_learner(OPTIMIZER)),
     "full_bayes": run_of(full_bayes.make_learner(PLAIN, dataset_size=24)),
     "mcem": run_of(
         mcem.make_learner(OPTIMIZER, num_examples=24), mcem.visits(IMAGES), mcem.on_images(noisy)
@@ -336,6 +337,58 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
         acceptance = np.stack([info.acceptance for info in reports])
         assert acceptance.shape == (2, 3)
         assert ((acceptance > 0) & (acceptance <= 1)).all()
+
+
+# The score function.
+
+
+def test_the_baseline_is_a_moving_average_of_the_bounds_before() -> None:
+    slow = optax.sgd(1e-4)
+    learner, x = score_function.make_learner(slow, decay=0.6), data(3, 4)
+    state = learner.init(linear_gaussian.make(3, 2, 0.9), KEY)
+    expected = 0.0
+    for rate in (1.0, 0.5, 0.4, 0.4):  # the larger of 1 - decay and 1 / (t + 1)
+        before = jax.tree.map(jnp.copy, state)
+        state, info = learner.step(state, x)
+        np.testing.assert_allclose(before.baseline, expected, rtol=1e-6)
+        expected += rate * (float(info.bound) - expected)
+        # The step is that of the bound with this baseline, which the gradient takes as it is.
+        bound = partial(jvae.score_function, baseline=before.baseline)
+        plain = training.TrainState(before.step, before.params, before.opt_state, before.key)
+        other, _ = training.make_step(bound, slow)(plain, x)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+            state.params,
+            other.params,
+        )
+
+
+def test_the_moving_average_takes_noise_from_the_gradient() -> None:
+    """Far from 0 the naive gradient is mostly the score times the mean of log w."""
+    learner, x = score_function.make_learner(SGD), 5 + data(3, 4)
+    state = learner.init(linear_gaussian.make(3, 2, 0.9), KEY)
+    baseline = learner.step(jax.tree.map(jnp.copy, state), x)[0].baseline
+
+    def squares(baseline: Array, key: PRNGKeyArray) -> Array:
+        def bound(params: jvae.Params) -> Array:
+            return jvae.score_function(params, x, key, baseline=baseline).mean()
+
+        gradient = jax.grad(bound)(state.params).weights["encoder"]
+        return jnp.stack([jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)]).sum()
+
+    keys = jax.random.split(jax.random.key(1), 1000)
+    noise = jax.jit(jax.vmap(squares, in_axes=(None, 0)))
+    saved = np.asarray(noise(jnp.zeros(()), keys) - noise(baseline, keys), np.float64)
+    assert saved.mean() > SIGMAS * saved.std(ddof=1) / math.sqrt(len(keys))
+
+
+def test_a_bound_that_is_not_finite_leaves_no_trace_in_the_baseline() -> None:
+    learner = score_function.make_learner(training.skip_non_finite(SGD))
+    state, _ = learner.step(learner.init(linear_gaussian.make(3, 2, 0.9), KEY), data(3, 4))
+    before = float(state.baseline)
+    state, info = learner.step(state, np.full((4, 3), np.nan, np.float32))
+    assert info.skipped
+    assert float(state.baseline) == before
 
 
 def test_an_update_of_mcem_that_is_not_finite_can_be_left_out() -> None:

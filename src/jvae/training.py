@@ -298,7 +298,7 @@ def descend(
 
 
 def loss(
-    bound: Bound, state: TrainState, x: Shaped[Array | np.ndarray, "..."]
+    bound: Bound, state: State, x: Shaped[Array | np.ndarray, "..."]
 ) -> Callable[[Any], Float[Array, ""]]:
     """What the step from `state` descends: minus the mean bound, as a function of the weights.
 

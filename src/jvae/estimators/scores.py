@@ -32,11 +32,8 @@ def score_function(
     Paisley, Blei & Jordan (2012); Kingma & Welling (2014), Section 2.2. Unbiased for the ELBO's
     gradient whatever the baseline; the θ-gradient is the usual one.
 
-    A moving average is state, which stays with the caller: give it as `baseline`, and update it
-    from what is returned, which are values of the very log w that it is to follow:
-
-        values = jvae.score_function(params, x, key, baseline=average)
-        average = average + rate * (values.mean() - average)
+    A moving average is state, which stays with the caller: `jvae.learners.score_function` keeps
+    one.
 
     Args:
       params: from `jvae.init`.

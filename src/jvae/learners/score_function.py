@@ -1,0 +1,78 @@
+"""The naive Monte Carlo gradient, with a moving average as its baseline."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped
+
+from jvae import estimators, training
+from jvae.checks import check_between, check_count
+from jvae.learners.base import Learner
+from jvae.models import Params
+
+
+class State(NamedTuple):
+    """A `jvae.training.State` with a baseline.
+
+    Attributes:
+      step: steps done, int32 [].
+      params: the model's `Params`.
+      opt_state: the optimizer's state.
+      key: the run's key.
+      baseline: the moving average of the bound, in nats per example; 0 before the first step.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    key: PRNGKeyArray
+    baseline: Float[Array, ""]
+
+
+def make_learner(
+    optimizer: optax.GradientTransformation, *, num_samples: int = 1, decay: float = 0.9
+) -> Learner:
+    """Ascend the ELBO by `jvae.score_function`, less a moving average of the bound.
+
+        bₜ₊₁ = bₜ + max(1 - decay, 1 / (t + 1)) (L̂ₜ - bₜ),  b₀ = 0
+
+    L̂ₜ is the bound of step t, so that the first ones are averaged equally. bₜ depends on no draw
+    of step t: the gradient stays unbiased. Paisley, Blei & Jordan (2012); the moving average is
+    that of Mnih & Gregor (2014), Section 2.3.
+
+    Args:
+      optimizer: as `jvae.training.make_step` takes it.
+      num_samples: L, the draws of z an example.
+      decay: what the average keeps of itself in a step, between 0 and 1.
+
+    Returns:
+      A learner whose state is a `State`.
+
+    Raises:
+      TypeError: `num_samples` is no static int, or `decay` no number.
+      ValueError: `num_samples` is below 1, or `decay` out of range.
+    """
+    num_samples = check_count("num_samples", num_samples)
+    check_between("decay", decay, 0.0, 1.0)
+    update = optax.with_extra_args_support(optimizer).update
+
+    def init(params: Params, key: PRNGKeyArray) -> State:
+        return State(*training.init(params, optimizer, key), baseline=jnp.zeros(()))
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state: State, x: Shaped[Array | np.ndarray, "..."]) -> tuple[State, training.StepInfo]:
+        bound = partial(estimators.score_function, num_samples=num_samples, baseline=state.baseline)
+        negative = training.loss(bound, state, x)
+        params, opt_state, value = training.descend(negative, update, state.params, state.opt_state)
+        rate = jnp.maximum(1 - decay, 1 / (state.step + 1))
+        # A step that is skipped leaves no trace in the average either.
+        moved = jnp.where(jnp.isfinite(value), rate * (-value - state.baseline), 0)
+        state = State(state.step + 1, params, opt_state, state.key, state.baseline + moved)
+        skipped = ~opt_state.last_finite if training.skips_non_finite(state) else None
+        return state, training.StepInfo(bound=-value, skipped=skipped)
+
+    return Learner(init, step)
