@@ -205,8 +205,9 @@ def test_log_px_may_be_a_list_of_the_right_length() -> None:
     given: Any = [-3.0, -4.0]
     for a, b in zip(few(given), few(jnp.asarray(given)), strict=True):
         np.testing.assert_array_equal(a, b)
+    longer: Any = [*given, -5.0]
     with pytest.raises(ValueError, match=r"shape \(2,\) of the batch, got \(3,\)"):
-        few([*given, -5.0])
+        few(longer)
 
 
 def test_an_estimate_that_is_too_low_takes_the_gap_below_zero() -> None:
