@@ -8,16 +8,19 @@ import shlex
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import linear_gaussian
 import numpy as np
 import pytest
 from jaxtyping import Array, PRNGKeyArray
 from PIL import Image
+from scipy import stats
 from weights import random_params
 
 import jvae
@@ -37,8 +40,9 @@ from jvae.experiments import (
     train,
 )
 from jvae.experiments import config as common
+from jvae.experiments import results as run_results
 from jvae.experiments.interrupt import Interrupted
-from jvae.experiments.job import Job
+from jvae.experiments.job import Job, Keys
 from jvae.experiments.run_folder import RunFolderError
 
 SEED, MODEL_SEED = 7, 3
@@ -65,8 +69,8 @@ FULL: dict[str, Any] = {
     "seed": SEED,
 }
 QUICK: dict[str, Any] = {"num_samples": 2, "mutual_information": 3}
-ALL = ["importance_sampling", "latents", "train_gap", "ais", "bdmc", "app_d", "inference_gap"]
-DEFAULT = ALL[:3]
+DEFAULT = ["importance_sampling", "latents", "train_gap"]
+ALL = [*DEFAULT, "ais", "ais_paired", "bdmc", "app_d", "inference_gap"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -158,6 +162,7 @@ def of_importance_sampling(params: jvae.Params, x: Array, folder: Path) -> dict[
     found = [by_groups(estimate, x, key) for key in keys]
     return {
         "log_px": np.stack([log_px for log_px, _, _ in found]),
+        "stderr": np.stack([stderr for _, stderr, _ in found]),
         "ess": np.stack([ess for _, _, ess in found]),
     }
 
@@ -197,8 +202,13 @@ def of_ais(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
     def estimate(x: Array, key: PRNGKeyArray) -> evaluation.LogLikelihood:
         return evaluation.ais(params, x, key, **SCHEDULED)
 
-    log_px, _, ess = by_groups(estimate, x[order(1000)[:4]], key_of("ais"))
-    return {"log_px": log_px, "ess": ess}
+    log_px, stderr, ess = by_groups(estimate, x[order(1000)[:4]], key_of("ais"))
+    return {"log_px": log_px, "stderr": stderr, "ess": ess}
+
+
+def of_ais_paired(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
+    sampled = numbers(folder, "importance_sampling")["log_px"][0].mean(axis=0)
+    return {"annealed": numbers(folder, "ais")["log_px"][0], "sampled": sampled[order(1000)[:4]]}
 
 
 def of_bdmc(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
@@ -210,13 +220,14 @@ def of_app_d(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
     def estimate(x: Array, key: PRNGKeyArray) -> evaluation.LogLikelihood:
         return evaluation.app_d(params, x, key, num_samples=50)
 
-    log_px, _, ess = by_groups(estimate, x[order(1000)[:2]], key_of("app_d"))
-    return {"log_px": log_px, "ess": ess}
+    log_px, stderr, ess = by_groups(estimate, x[order(1000)[:2]], key_of("app_d"))
+    return {"log_px": log_px, "stderr": stderr, "ess": ess}
 
 
 def of_inference_gap(params: jvae.Params, x: Array, folder: Path) -> dict[str, Any]:
     """With AIS of the same images as log p(x), which is higher than twelve samples give."""
-    annealed = numbers(folder, "ais")["log_px"][0, :3]
+    of_ais = numbers(folder, "ais")
+    annealed = of_ais["log_px"][0, :3]
     sampled = numbers(folder, "importance_sampling")["log_px"][0].mean(axis=0)[order(1000)[:3]]
     assert annealed.mean() > sampled.mean()
     key = jax.random.split(key_of("inference_gap"), 1)[0]
@@ -235,13 +246,15 @@ def of_inference_gap(params: jvae.Params, x: Array, folder: Path) -> dict[str, A
             ("full", evaluation.full_covariance),
         )
     }
-    parted = {
-        f"{part}_{name}": value
-        for name, gap in gaps.items()
-        for part, value in gap._asdict().items()
+    (left, amortisation), (left_by_full, _) = gaps["diagonal"], gaps["full"]
+    return {
+        "approximation_diagonal": left,
+        "amortisation_diagonal": amortisation,
+        "approximation_full": left_by_full,
+        "gain_of_covariance": left - left_by_full,
+        "total": left + amortisation,
+        "log_px_ess": of_ais["ess"][0, :3],
     }
-    elbo = jax.tree.map(lambda a, b: a + b, *gaps["full"])
-    return {**parted, "total": elbo}
 
 
 DIRECTLY: dict[str, Callable[[jvae.Params, Array, Path], dict[str, Any]]] = {
@@ -249,6 +262,7 @@ DIRECTLY: dict[str, Callable[[jvae.Params, Array, Path], dict[str, Any]]] = {
     "latents": of_latents,
     "train_gap": of_train_gap,
     "ais": of_ais,
+    "ais_paired": of_ais_paired,
     "bdmc": of_bdmc,
     "app_d": of_app_d,
     "inference_gap": of_inference_gap,
@@ -263,9 +277,11 @@ def test_the_numbers_are_those_of_the_library(part: str, evaluated: Path) -> Non
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].shape == (1, *array.shape)
-        # Two float32 sums, of other numbers in float64 here.
-        exactly = {"rtol": 1e-6} if name == "total" else {"rtol": 0}
-        np.testing.assert_allclose(found[name][0], np.asarray(array), **exactly)
+        # Sums and differences of numbers of some hundred nats, in float32 here.
+        exactly = name not in ("total", "gain_of_covariance")
+        np.testing.assert_allclose(
+            found[name][0], np.asarray(array), rtol=0, atol=0 if exactly else 1e-3
+        )
 
 
 def test_all_draws_have_keys_of_their_own() -> None:
@@ -303,13 +319,20 @@ EXPECTED: dict[str, Callable[[dict[str, np.ndarray], np.ndarray], dict[str, Any]
         ),
     },
     "ais": lambda a, _: {"nll": mean_of(-a["log_px"][0])},
+    "ais_paired": lambda a, _: {
+        "log_px_above_importance_sampling": mean_of((a["annealed"] - a["sampled"])[0]),
+        "nll_by_ais": mean_of(-a["annealed"][0]),
+        "nll_by_importance_sampling": mean_of(-a["sampled"][0]),
+    },
     "bdmc": lambda a, _: {
         "log_px_lower": mean_of(a["lower"][0]),
         "log_px_upper": mean_of(a["upper"][0]),
         "gap": mean_of((a["upper"] - a["lower"])[0]),
     },
     "app_d": lambda a, _: {"nll": mean_of(-a["log_px"][0])},
-    "inference_gap": lambda a, _: {name: mean_of(array[0]) for name, array in a.items()},
+    "inference_gap": lambda a, _: {
+        name: mean_of(array[0]) for name, array in a.items() if name != "log_px_ess"
+    },
 }
 
 
@@ -330,6 +353,34 @@ def test_repeats_show_the_spread_of_the_estimator(evaluated: Path, trained: Path
     assert len(set(by_repeat)) == 3
     assert found["nll_by_repeat"] == pytest.approx(by_repeat.tolist())
     assert found["nll_sd_over_repeats"] == pytest.approx(by_repeat.std(ddof=1))
+    assert found["nll_stderr_over_repeats"] == pytest.approx(by_repeat.std(ddof=1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize("part", ["importance_sampling", "ais", "app_d"])
+def test_the_error_by_sampling_alone_needs_no_repeats(part: str, evaluated: Path) -> None:
+    stderr = numbers(evaluated, part)["stderr"]
+    assert np.isfinite(stderr).all()
+    expected = math.sqrt((stderr**2).sum()) / stderr.size
+    assert results(evaluated, part)["nll_sampling_error"] == pytest.approx(expected)
+
+
+def test_the_error_by_sampling_alone_is_that_over_repeats() -> None:
+    """Of an overdispersed q, whose weights are bounded; 300 repeats of a mean over 4 examples."""
+    params = linear_gaussian.make(4, 2, 1.0)
+    params = linear_gaussian.with_posterior(params, shift=0.3, inflation=2.0)
+    x = np.random.default_rng(5).normal(size=(4, 4)).astype(np.float32)
+    copies = jnp.asarray(np.broadcast_to(x, (300, 4, 4)))
+    found = evaluation.importance_sampling(params, copies, jax.random.key(1), num_samples=500)
+    means = np.asarray(found.estimate, np.float64).mean(axis=1)
+    of_each = [run_results.sampling_error("nll", stderr) for stderr in found.stderr]
+    own = np.mean([error["nll_sampling_error"] ** 2 for error in of_each])
+    low, high = stats.chi2(299).interval(1 - 6e-7)
+    assert low < 299 * means.var(ddof=1) / own < high
+
+
+def test_one_sample_tells_of_no_error() -> None:
+    assert run_results.sampling_error("nll", [math.inf, math.inf]) == {}
+    assert run_results.sampling_error("nll", [3.0, 4.0]) == {"nll_sampling_error": 2.5}
 
 
 def test_effective_sample_sizes_are_told(
@@ -338,6 +389,8 @@ def test_effective_sample_sizes_are_told(
     found = results(evaluated, "importance_sampling")
     ess = numbers(evaluated, "importance_sampling")["ess"]
     assert found["ess_median"] == np.median(ess)
+    assert found["ess_share_below_5"] == np.mean(ess < 5)
+    assert 0 < found["ess_share_below_5"] < 1
     assert found["ess_percentiles"] == {
         str(p): pytest.approx(np.percentile(ess, p)) for p in (0, 1, 5, 10)
     }
@@ -366,6 +419,67 @@ def test_what_latents_are_used_for(evaluated: Path) -> None:
     assert found["mutual_information_at_most"] == math.log(30)
 
 
+# Nats below log N, and whether so little is warned of.
+@pytest.mark.parametrize(("below", "warned"), [(0.01, True), (0.49, True), (0.51, False)])
+def test_mutual_information_that_the_examples_limit_warns(
+    below: float, warned: bool, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parted = evaluation.KLDecomposition(jnp.full(30, math.log(30) - below), jnp.zeros(30))
+    monkeypatch.setattr(evaluation, "kl_decomposition", lambda params, x, key: parted)
+    part = parts.latents(finished.load(trained, finished.read(trained)), SEED, num=30)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        part.compute(0, lambda num: None)
+    said = [str(warning.message) for warning in caught if "I(x; z)" in str(warning.message)]
+    start = f"I(x; z) is {math.log(30) - below:.3f} nats of the log N = 3.401 that 30 examples can"
+    assert [text.startswith(start) for text in said] == [True] * warned
+
+
+def test_tables_name_what_is_only_a_bound(
+    evaluated: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    call(evaluated, **FULL)
+    quantities = {row[1] for row in rows(capsys.readouterr().out)}
+    assert quantities >= {
+        "mutual_information (the population's: at least)",
+        "log N, the most that mutual_information can be",
+        "marginal_kl (the population's: at most)",
+        "log_px_above_importance_sampling",
+        "nll_sampling_error",
+        "nll_stderr_over_repeats",
+    }
+    assert not quantities & {"mutual_information", "marginal_kl", "mutual_information_at_most"}
+
+
+def test_an_inference_gap_carries_what_its_log_px_rests_on(evaluated: Path) -> None:
+    found, arrays = results(evaluated, "inference_gap"), numbers(evaluated, "inference_gap")
+    assert found["log_px_ess_median"] == np.median(arrays["log_px_ess"])
+    assert found["log_px_ess_share_below_5"] == 1  # of five chains
+    content = json.loads((evaluated / "evaluation.json").read_text())
+    assert content["parts"]["inference_gap"]["warnings"][0].startswith(
+        "the estimates of log p(x) of 3 of 3 examples rest on fewer than 5 effective samples"
+    )
+    assert "take more temperatures, or more chains" in content["parts"]["ais"]["warnings"][0]
+    # Beside the best q of another family it would be no amortisation gap.
+    assert "amortisation_full" not in found
+    parted = found["approximation_full"] + found["gain_of_covariance"]
+    assert parted + found["amortisation_diagonal"] == pytest.approx(found["total"])
+
+
+def test_an_inference_gap_below_zero_is_warned_of(trained: Path) -> None:
+    run = finished.load(trained, finished.read(trained))
+    too_low = np.full((1, 3), -1000.0)
+    source = parts.Source("importance_sampling", {}, too_low, np.full((1, 3), 9.0))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parts.inference_gap(run, SEED, source, num=3).compute(0, lambda num: None)
+    said = [str(warning.message) for warning in caught]
+    for family in ("diagonal", "full"):
+        start = f"the mean approximation gap of the {family} Gaussians is -"
+        assert sum(text.startswith(start) and "log_px is too low" in text for text in said) == 1
+
+
 def test_collapsed_latents_are_named(trained: Path, tmp_path: Path) -> None:
     """A posterior that is N(0, 1) in the second latent, whatever x."""
     folder = copy(trained, tmp_path / "run")
@@ -383,9 +497,9 @@ def test_collapsed_latents_are_named(trained: Path, tmp_path: Path) -> None:
     part = call(folder, **QUICK)["parts"]["latents"]
     assert part["results"]["collapsed_dimensions"] == [1]
     assert part["results"]["kl_per_dimension"][1] == 0
-    assert part["warnings"] == [
+    assert part["warnings"][0] == (
         "posterior collapse of 1 of 2 latents, whose mean KL is below 0.01 nats: 1 (counted from 0)"
-    ]
+    )
 
 
 def test_the_protocol_of_every_part_is_on_record(evaluated: Path) -> None:
@@ -401,16 +515,20 @@ def test_the_protocol_of_every_part_is_on_record(evaluated: Path) -> None:
         "latents": {"num_examples": 30, "examples": first},
         "train_gap": {"num_samples": 12, "test_repeats": 3, "num_examples": 1000},
         "ais": {**ANNEALING, "num_examples": 4, "examples": first},
+        "ais_paired": {"num_examples": 4, "examples": first},
         "bdmc": {**ANNEALING, "num_examples": 3},
         "app_d": {"num_samples": 50, "num_examples": 2},
         "inference_gap": {"num_steps": 5, "num_samples": 16, "num_examples": 3},
     }
     for name, expected in said.items():
-        common_ = {"seed": SEED, "examples_a_key": 50}
+        # What is made of other parts' numbers draws none of its own.
+        common_ = {} if name == "ais_paired" else {"seed": SEED, "examples_a_key": 50}
         assert settings[name].items() >= (expected | common_).items()
         assert settings[name]["estimator"]
         assert content["parts"][name].keys() >= {"command", "commit", "versions", "seconds"}
     assert settings["inference_gap"]["log_px"] == settings["ais"]
+    for name in ("ais", "importance_sampling"):
+        assert settings["ais_paired"][name] == settings[name]
 
 
 def test_figures_are_drawn(evaluated: Path) -> None:
@@ -485,7 +603,7 @@ def test_other_settings_take_the_place_of_a_part_and_leave_the_others(
     assert settings.keys() == set(ALL)
     assert settings["importance_sampling"]["num_samples"] == 2
     assert settings["train_gap"]["num_samples"] == 2
-    for name in ("latents", "ais", "bdmc", "app_d", "inference_gap"):
+    for name in ("latents", "ais", "ais_paired", "bdmc", "app_d", "inference_gap"):
         assert results(folder, name) == results(evaluated, name)
     assert len(list((folder / "evaluation").iterdir())) == len(ALL)
     assert numbers(folder, "importance_sampling")["log_px"].shape == (1, 1, 1000)
@@ -550,7 +668,8 @@ def save_npy(path: Path, array: np.ndarray) -> Path:
 
 def train_on(path: Path, folder: Path, **changes: Any) -> Path:
     tiny: dict[str, Any] = {"latent_dim": 2, "hidden": (8,), "batch_size": 6, "epochs": 1}
-    train.run(train.Config(data=str(path), out=folder, nll_samples=0, **(tiny | changes)))
+    tiny["nll_samples"] = 0
+    train.run(train.Config(data=str(path), out=folder, **(tiny | changes)))
     return folder
 
 
@@ -635,6 +754,57 @@ def ensemble(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_on(path, tmp_path / "run", seeds=3, seed=5)
 
 
+@pytest.fixture(scope="module")
+def single(ensemble: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A single model of the ensemble's data."""
+    return train_on(ensemble.parent / "mine.npy", tmp_path_factory.mktemp("single") / "run")
+
+
+# Of four draws none are five effective ones, of seven some.
+@pytest.mark.parametrize(("seeds", "num_samples"), [(1, 4), (2, 7)])
+def test_a_result_says_how_far_to_trust_its_log_px(
+    seeds: int,
+    num_samples: int,
+    ensemble: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ensemble.parent / "mine.npy"
+    settings: dict[str, Any] = {"seeds": seeds, "seed": 5, "nll_samples": num_samples}
+    folder = train_on(data, tmp_path / "run", latent_dim=4, **settings)
+    found = finished.load(folder, finished.read(folder))
+    log_px = []
+    for seed, params in zip(found.seeds, found.params, strict=True):
+        keys = Keys(*jax.random.split(jax.random.key(seed), 5))
+        log_px.append(
+            evaluation.importance_sampling(
+                params, found.inputs.test, keys.nll, num_samples=num_samples
+            )
+        )
+    ess = np.stack([of_one.ess for of_one in log_px])
+    stderr = np.stack([of_one.stderr for of_one in log_px]).astype(np.float64)
+    result = run_folder.read_result(folder)
+    by_seed = [-float(of_one.estimate.mean()) for of_one in log_px]
+    assert result["test_nll"] == pytest.approx(np.mean(by_seed), rel=1e-5)
+    assert result["test_nll_sampling_error"] == pytest.approx(
+        math.sqrt((stderr**2).sum()) / stderr.size, rel=1e-4
+    )
+    assert result["test_nll_ess_median"] == pytest.approx(np.median(ess), rel=1e-4)
+    assert result["test_nll_ess_share_below_5"] == (ess < 5).mean() > 0
+    assert (ess < 5).all() == (num_samples < 5)
+    assert result["test_nll_ess_percentiles"]["5"] == pytest.approx(np.percentile(ess, 5), rel=1e-4)
+    of_seed = ["seed 5: ", "seed 6: "] if seeds > 1 else [""]
+    assert [line.split(" examples rest")[0] for line in result["warnings"]] == [
+        f"{start}the estimates of log p(x) of {(of_one < 5).sum()} of 4"
+        for start, of_one in zip(of_seed, ess, strict=True)
+        if (of_one < 5).any()
+    ]
+    out = capsys.readouterr().out.replace("\n", "")
+    assert f"Effective samples of {num_samples}: median {np.median(ess):.3g}, below 5 for" in out
+    for line in result["warnings"]:
+        assert f"WARNING: {line}" in out
+
+
 def test_an_ensemble_has_errors_over_its_models(ensemble: Path) -> None:
     content = call(ensemble, num_samples=4, seed=SEED)
     assert content["stderr_over"] == "seeds"
@@ -657,7 +827,16 @@ def test_an_ensemble_has_errors_over_its_models(ensemble: Path) -> None:
     gap = results(ensemble, "train_gap")
     assert gap["nll_gap_by_seed"] == pytest.approx((by_seed - train_nll).tolist())
     assert gap["nll_gap_stderr"] == pytest.approx(mean_of(by_seed - train_nll)[1])
-    assert len(results(ensemble, "latents")["kl_per_dimension"]) == 3
+    of_latents, arrays = results(ensemble, "latents"), numbers(ensemble, "latents")
+    assert len(of_latents["kl_per_dimension"]) == 3
+    by_model = {"kl": arrays["kl_per_dimension"], "active_units": arrays["active"]}
+    for name, array in by_model.items():
+        of_each = array.sum(axis=1)
+        assert of_latents[f"{name}_by_seed"] == pytest.approx(of_each.tolist())
+        assert of_latents[name] == pytest.approx(of_each.mean())
+        assert of_latents[f"{name}_stderr"] == pytest.approx(mean_of(of_each)[1])
+    stderr = numbers(ensemble, "importance_sampling")["stderr"]
+    assert found["nll_sampling_error"] == pytest.approx(math.sqrt((stderr**2).sum()) / 12)
     warned = content["parts"]["importance_sampling"]["warnings"]
     assert [line.split(":")[0] for line in warned] == ["seed 5", "seed 6", "seed 7"]
 
@@ -825,7 +1004,7 @@ def test_compare_shows_evaluations_of_one_protocol(
     capsys.readouterr()
     compare.run(compare.Config(runs=two))
     out = capsys.readouterr().out
-    found = {tuple(cells[:2]): cells[2:] for cells in rows(out)[2:]}
+    found = {(cells[0], cells[1].split(" (")[0]): cells[2:] for cells in rows(out)[2:]}
     for part in ALL:
         a, b = (results(folder, part) for folder in two)
         for name in (name for name in a if f"{name}_stderr" in a):
@@ -869,6 +1048,37 @@ def test_compare_mixes_no_protocols(
     assert {"a", "b"} <= shown  # the runs' own results
     assert part not in shown
     assert "app_d" in shown
+
+
+@pytest.mark.parametrize("order", ["ensemble first", "single first"])
+def test_compare_says_what_every_column_s_errors_are_over(
+    order: str,
+    ensemble: Path,
+    single: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    folders = {single: "examples", ensemble: "seeds"}
+    for folder in folders:
+        call(folder, num_samples=4, seed=SEED)
+    runs = tuple(folders) if order == "single first" else tuple(folders)[::-1]
+    capsys.readouterr()
+    compare.run(compare.Config(runs=runs))
+    out = capsys.readouterr().out
+    (header,) = (
+        line for line in out.splitlines() if "┃" in line and "± s.e. over examples" in line
+    )
+    cells = [cell.strip() for cell in header.split("┃")[3:-1]]
+    assert cells == [f"± s.e. over {folders[folder]}" for folder in runs]
+    shown = {(row[0], row[1]): dict(zip(runs, row[2:], strict=True)) for row in rows(out)[2:]}
+    # One model has no error of a number that is no mean over examples.
+    for name, digits in (("kl", ".3f"), ("active_units", "")):
+        (alone, together) = (results(folder, "latents") for folder in folders)
+        assert shown["latents", name] == {
+            single: f"{alone[name]:{digits}}",
+            ensemble: f"{together[name]:.3f} ± {together[f'{name}_stderr']:.3f}",
+        }
 
 
 def test_compare_shows_what_all_runs_have(

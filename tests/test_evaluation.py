@@ -165,6 +165,29 @@ def test_an_estimate_on_few_samples_warns() -> None:
 
 
 @pytest.mark.parametrize(
+    ("estimator", "advice", "not_advised"),
+    [
+        ("importance_sampling", "more samples, or annealed importance sampling", "temperatures"),
+        ("app_d", "more samples, or annealed importance sampling", "temperatures"),
+        ("ais", "take more temperatures, or more chains", "samples,"),
+    ],
+)
+def test_the_warning_says_what_helps_this_estimator(
+    estimator: Any, advice: str, not_advised: str
+) -> None:
+    with pytest.warns(UserWarning, match=advice) as caught:
+        evaluation.warn_if_unreliable(log_likelihood_of_ess([1.0]), estimator=estimator)
+    assert not_advised not in str(caught[0].message)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_estimator_of_another_name_is_refused() -> None:
+    name: Any = "bdmc"
+    with pytest.raises(ValueError, match="one of importance_sampling, ais, app_d, got 'bdmc'"):
+        evaluation.warn_if_unreliable(log_likelihood_of_ess([9.0]), estimator=name)
+
+
+@pytest.mark.parametrize(
     ("data_shape", "rows"), [((28, 28), 2500), ((64, 64, 3), 682), ((4000, 4000), 1)]
 )
 def test_rows_of_large_examples_are_few(data_shape: tuple[int, ...], rows: int) -> None:

@@ -242,7 +242,8 @@ def test_a_schedule_may_be_its_betas() -> None:
     betas = evaluation.linear_schedule(7)
     ais = partial(evaluation.ais, params, x, KEY, num_chains=2, num_leapfrog=1)
     by_name = ais(num_temperatures=7, schedule=evaluation.linear_schedule)
-    for schedule in (betas, jnp.asarray(betas)):
+    schedules: tuple[Any, ...] = (betas, jnp.asarray(betas), betas.tolist())
+    for schedule in schedules:
         for a, b in zip(by_name, ais(schedule=schedule), strict=True):
             np.testing.assert_array_equal(a, b)
     traced = jax.eval_shape(lambda betas: ais(schedule=betas), betas)
@@ -257,15 +258,38 @@ def test_a_schedule_may_be_its_betas() -> None:
         (np.array([0, 0.9], np.float32), "rise from 0 to 1"),
         (np.array([1], np.float32), r"\[T \+ 1\].*\(1,\)"),
         (np.zeros((2, 2), np.float32), r"\[T \+ 1\].*\(2, 2\)"),
+        ([0.0, 0.6, 0.5, 1.0], "rise from 0 to 1"),
+        ([0.0, 0.5], "rise from 0 to 1"),
+        ([1.0], r"\[T \+ 1\].*\(1,\)"),
+        (1.0, r"\[T \+ 1\].*\(\)"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
-def test_betas_that_are_no_path_are_refused(betas: np.ndarray, message: str) -> None:
+def test_betas_that_are_no_path_are_refused(betas: Any, message: str) -> None:
     params = linear_gaussian.make(3, 2, 1.0)
     with pytest.raises(ValueError, match=message):
         evaluation.ais(params, jnp.zeros(3), KEY, schedule=betas)
     with pytest.raises(ValueError, match=message):
         evaluation.bdmc(params, KEY, schedule=betas)
+
+
+def scan_lengths(jaxpr: Any) -> list[int]:
+    """Of all loops of a known length, inside others too."""
+    found = [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+    inner = [p for eqn in jaxpr.eqns for p in jax.tree.leaves(list(eqn.params.values()))]
+    return found + [n for p in inner if hasattr(p, "jaxpr") for n in scan_lengths(p.jaxpr)]
+
+
+@pytest.mark.parametrize(("num_temperatures", "piloted"), [(1, False), (2, True), (6, True)])
+def test_steps_are_sought_where_a_transition_takes_one(
+    num_temperatures: int, piloted: bool
+) -> None:
+    params, x = linear_gaussian.make(3, 2, 1.0), jnp.zeros((2, 3))
+    ais = partial(evaluation.ais, num_temperatures=num_temperatures, num_chains=2)
+    lengths = scan_lengths(jax.make_jaxpr(ais)(params, x, KEY).jaxpr)
+    # Fifty transitions to begin with, and one at each inner temperature.
+    assert (50 + num_temperatures - 1 in lengths) == piloted
+    assert max(lengths) < 50 or piloted
 
 
 @pytest.mark.parametrize("name", ["num_temperatures", "num_chains", "num_leapfrog"])

@@ -1,4 +1,5 @@
 import math
+import warnings
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ from compiling import quick_jit
 from jaxtyping import Array
 from linear_gaussian import Exact
 from scipy import special
-from standard_errors import SIGMAS, assert_mean_is
+from standard_errors import SIGMAS, assert_mean_is, mean_and_error
 
 import jvae
 from jvae import evaluation
@@ -94,6 +95,31 @@ def test_the_mean_kl_is_mutual_information_and_marginal_kl() -> None:
     assert_mean_is(parts.marginal_kl.mean(axis=1), marginal_kl)
 
 
+@pytest.mark.parametrize("num", [2, 10])
+def test_of_the_population_mutual_information_is_more_and_the_marginal_kl_less(num: int) -> None:
+    """With x ~ N(b, Σ) the aggregate posterior is a Gaussian, and both are known."""
+    params = linear_gaussian.make(3, 2, 1.0)
+    exact = Exact.of(params)
+    zeros, c = np.zeros((2, 3)), np.full(2, -1.0)
+    params = linear_gaussian.with_encoder(params, exact.A, exact.a, zeros, c)
+    Sigma = exact.W @ exact.W.T + exact.sigma**2 * np.eye(3)
+    mean = exact.A @ exact.b + exact.a
+    covariance = exact.A @ Sigma @ exact.A.T + np.diag(np.exp(c))
+    log_det = np.linalg.slogdet(covariance)[1]
+    mutual_information = 0.5 * (log_det - c.sum())
+    marginal_kl = 0.5 * (np.trace(covariance) + mean @ mean - 2 - log_det)
+
+    sets = np.random.default_rng(1).multivariate_normal(exact.b, Sigma, (3000, num))
+    keys = jax.random.split(KEY, len(sets))
+    decomposition = quick_jit(jax.vmap(evaluation.kl_decomposition, (None, 0, 0)))
+    parts = decomposition(params, jnp.asarray(sets, jnp.float32), keys)
+    (low, low_error), (high, high_error) = (mean_and_error(part.mean(axis=1)) for part in parts)
+    assert low < mutual_information - SIGMAS * low_error
+    assert high > marginal_kl + SIGMAS * high_error
+    # By as much: their sum has no bias.
+    assert_mean_is(sum(parts).mean(axis=1), mutual_information + marginal_kl)
+
+
 def test_the_two_ends_of_mutual_information() -> None:
     params, x = linear_gaussian.make(3, 2, 1.0), data(3, 50).reshape(5, 10, 3)
     A, a, zeros = 1000 * Exact.of(params).A, np.zeros(2), np.zeros((2, 3))
@@ -170,6 +196,62 @@ def test_the_gap_of_a_batch_and_of_an_estimate_of_another_shape() -> None:
     assert shapes(x[0], jnp.zeros(())) == [()] * 2
     with pytest.raises(ValueError, match=r"shape \(6,\) of the batch, got \(2, 3\)"):
         shapes(x, jnp.zeros((2, 3)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_log_px_may_be_a_list_of_the_right_length() -> None:
+    params, x = linear_gaussian.make(3, 2, 1.0), jnp.asarray(data(3, 2))
+    few = partial(evaluation.inference_gap, params, x, KEY, num_steps=2, num_samples=3)
+    given: Any = [-3.0, -4.0]
+    for a, b in zip(few(given), few(jnp.asarray(given)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    longer: Any = [*given, -5.0]
+    with pytest.raises(ValueError, match=r"shape \(2,\) of the batch, got \(3,\)"):
+        few(longer)
+
+
+def test_an_estimate_that_is_too_low_takes_the_gap_below_zero() -> None:
+    """Of a q that is wider than the posterior, from one sample: E[log w] is the ELBO."""
+    params = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0), inflation=3.0)
+    x = data(4, 200)
+    exact = Exact.of(params)
+    one = evaluation.importance_sampling(params, jnp.asarray(x), KEY, num_samples=1)
+    few = partial(evaluation.inference_gap, num_steps=400, num_samples=16)
+    gap = quick_jit(few)(params, jnp.asarray(x), jax.random.key(8), one.estimate)
+    # The family holds the posterior, so that the true gap is 0; the encoder's is all of the KL.
+    mean, error = mean_and_error(gap.approximation)
+    kl = exact.kl_to_posterior(x).mean()
+    assert abs(mean + kl) < SIGMAS * error
+    assert mean < -SIGMAS * error
+    with pytest.warns(UserWarning, match="log_px is too low") as caught:
+        evaluation.warn_if_negative(gap)
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        f"the mean approximation gap of the encoder's family is {mean:.3g} ± {error:.2g} nats"
+    )
+
+
+@pytest.mark.parametrize(
+    ("approximation", "amortisation", "warned"),
+    [
+        ([0.0, 0.0], [0.0, 0.0], []),
+        ([-1.0, 1.5], [-2.0, 2.5], []),  # single ones may be, by noise
+        ([-1.0, 0.5], [0.0, 1.0], ["approximation gap of full is -0.25 ± 0.75 nats"]),
+        ([1.0, 1.0], [-1.0, 0.0], ["amortisation gap of full is -0.5 ± 0.5 nats"]),
+        ([-1.0], [-2.0], ["gap of full is -1 ± inf nats", "gap of full is -2 ± inf nats"]),
+        ([math.nan, 1.0], [1.0, 1.0], ["approximation gap of full is nan"]),
+    ],
+)
+def test_a_mean_gap_below_zero_warns(
+    approximation: list[float], amortisation: list[float], warned: list[str]
+) -> None:
+    gap = evaluation.InferenceGap(jnp.asarray(approximation), jnp.asarray(amortisation))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        evaluation.warn_if_negative(gap, family="full")
+    assert len(caught) == len(warned)
+    for warning, text in zip(caught, warned, strict=True):
+        assert text in str(warning.message)
 
 
 @pytest.mark.usefixtures("unchecked")

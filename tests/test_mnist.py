@@ -19,7 +19,7 @@ import pytest
 from runs import assert_same_state, last_state, metrics
 
 import jvae
-from jvae import binarisation, networks, training
+from jvae import binarisation, evaluation, networks, training
 from jvae.data.catalogue import SOURCES
 from jvae.experiments import job, mnist, run_folder
 from jvae.experiments.config import BOUNDS
@@ -128,7 +128,7 @@ def test_an_interrupt_after_training_keeps_the_training(
         signal.raise_signal(signum)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jvae, "log_likelihood", interrupt)
+        patch.setattr(evaluation, "importance_sampling", interrupt)
         with pytest.raises(Interrupted, match="--resume --out") as caught:
             run_into(folder)
     assert caught.value.exit_code == 128 + signum

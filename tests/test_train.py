@@ -942,11 +942,39 @@ def test_runs_of_one_protocol_share_a_table(
     lines = capsys.readouterr().out.splitlines()
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if "│" in line]
     assert rows == [
-        ["a", "20", "3", "-100.12 ± 0.50", "95.25 ± 0.25"],
-        ["b", "7", "4", "-99.00 ± 0.50", "95.25 ± 0.25"],
+        ["a", "20", "3", "-100.12 ± 0.50", "95.25 ± 0.25", "test examples"],
+        ["b", "7", "4", "-99.00 ± 0.50", "95.25 ± 0.25", "test examples"],
     ]
     assert "nats per image" in "".join(lines)
-    assert lines[-1] == "± standard error over test examples"
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_every_run_says_what_its_errors_are_over(
+    order: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    save_result(Path("a"), {}, {})
+    save_result(Path("b"), {"stderr_over": "seeds", "num_seeds": 3}, {})
+    compare_runs(*map(Path, order))
+    out = capsys.readouterr().out
+    rows = [[cell.strip() for cell in ln.split("│")[1:-1]] for ln in out.splitlines() if "│" in ln]
+    over = {"a": "test examples", "b": "seeds"}
+    assert [(row[0], row[-1]) for row in rows] == [(name, over[name]) for name in order]
+
+
+def test_what_a_result_warns_of_is_said_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_result(Path("a"), {"warnings": ["few [effective] samples"]}, {})
+    save_result(Path("b"), {}, {})
+    compare_runs(Path("a"), Path("b"))
+    warned = [line for line in capsys.readouterr().out.splitlines() if "WARNING" in line]
+    assert warned == ["WARNING: a: few [effective] samples"]
 
 
 def test_runs_without_a_likelihood_share_a_table(

@@ -17,7 +17,12 @@ from jvae.evaluation.diagnostics import (
     kl_per_dimension,
 )
 from jvae.evaluation.estimates import LogLikelihood, warn_if_unreliable
-from jvae.evaluation.gaps import InferenceGap, encoder_family, inference_gap
+from jvae.evaluation.gaps import (
+    InferenceGap,
+    encoder_family,
+    inference_gap,
+    warn_if_negative,
+)
 from jvae.evaluation.gaussians import FullGaussian, full_covariance
 from jvae.evaluation.importance import importance_sampling, log_likelihood
 from jvae.evaluation.posterior_samples import app_d
@@ -44,5 +49,6 @@ __all__ = [
     "log_likelihood",
     "prior_start",
     "sigmoid_schedule",
+    "warn_if_negative",
     "warn_if_unreliable",
 ]

@@ -6,7 +6,7 @@ Both anneal along the geometric path from a start s(z) to p(x, z),
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +24,7 @@ from jvae.models import Params, check_data, likelihood, prior
 
 # From (params, x) to the distribution s(z) that the path begins at, as `jvae.posterior` is.
 Start = Callable[[Params, Array], Any]
-Betas = Float[np.ndarray, "temperatures"] | Float[Array, "temperatures"]
+Betas = Float[np.ndarray, "temperatures"] | Float[Array, "temperatures"] | Sequence[float]
 Schedule = Callable[[int], Betas]
 # From (β, z) to log f_β(z), and r(z) beside it.
 _Path = Callable[[Array, Any], tuple[Array, Array]]
@@ -251,6 +251,8 @@ def _draws(s: Any, key: PRNGKeyArray, num: int) -> Any:
 def _pilot(path: _Path, z: Any, key: PRNGKeyArray, betas: Array, num_leapfrog: int) -> Array:
     """The step size of the transition at each inner temperature, [T - 1], by chains from z."""
     num = jax.tree.leaves(z)[0].shape[0]
+    if betas.size == 2:  # no transition to find a step size for
+        return jnp.zeros(0)
 
     def body(carry: tuple[Any, Array], at: tuple[Array, Array]) -> tuple[Any, Array]:
         (z, log_step), (index, beta) = carry, at
@@ -312,6 +314,8 @@ def _settings(num_chains: int, num_leapfrog: int, start: Start) -> _Settings:
 
 def _betas(schedule: Schedule | Betas, num_temperatures: int) -> Array:
     betas = schedule(num_temperatures) if callable(schedule) else schedule
+    if not isinstance(betas, jax.Array):
+        betas = np.asarray(betas)
     if betas.ndim != 1 or betas.size < 2:
         raise ValueError(f"betas must have shape [T + 1] with T at least 1, got {betas.shape}")
     if not isinstance(betas, jax.core.Tracer):

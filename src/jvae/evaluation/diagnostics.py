@@ -118,6 +118,10 @@ def kl_decomposition(
     N examples given, not over a minibatch: unbiased for this dataset, whose I(x; z) is at most
     log N. The two parts add up to log q(z|xₙ) - log p(z) at the draws, sample by sample.
 
+    For the population that the examples are from, the first is a lower bound in expectation (Poole
+    et al. 2019) and the second an upper bound, by as much. Near log N all examples are told apart,
+    and the numbers say little but that N is too small.
+
     Args:
       params: from `jvae.init`.
       x: float [*batch, *data_shape], a dataset of N examples over all the batch axes.

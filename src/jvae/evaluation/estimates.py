@@ -2,13 +2,21 @@
 
 import math
 import warnings
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jvae.estimators import log_mean_exp
+
+_MORE_SAMPLES = "take more samples, or annealed importance sampling (jvae.evaluation.ais)"
+# What gives each estimator a larger effective sample.
+_REMEDIES = {
+    "importance_sampling": _MORE_SAMPLES,
+    "ais": "take more temperatures, or more chains",
+    "app_d": _MORE_SAMPLES,
+}
 
 
 class LogLikelihood(NamedTuple):
@@ -55,7 +63,12 @@ def from_log_weights(log_w: Float[Array, "num *batch"]) -> LogLikelihood:
     )
 
 
-def warn_if_unreliable(result: LogLikelihood, *, min_ess: float | int = 5.0) -> None:
+def warn_if_unreliable(
+    result: LogLikelihood,
+    *,
+    min_ess: float | int = 5.0,
+    estimator: Literal["importance_sampling", "ais", "app_d"] = "importance_sampling",
+) -> None:
     """Warn where the effective sample size says that an estimate means little.
 
     The squared standard error is 1/ESS - 1/K: with an ESS below 5 it may pass 0.4 nats by its
@@ -64,17 +77,22 @@ def warn_if_unreliable(result: LogLikelihood, *, min_ess: float | int = 5.0) -> 
     Args:
       result: from `importance_sampling`, `ais` or `app_d`.
       min_ess: the effective sample size to ask for.
+      estimator: the name of the function that `result` is from, for what to do about it.
+
+    Raises:
+      ValueError: `estimator` is none of the three.
 
     Warns:
       UserWarning: an example's ESS is below `min_ess` or no number; says how many are.
     """
+    if estimator not in _REMEDIES:
+        raise ValueError(f"estimator must be one of {', '.join(_REMEDIES)}, got {estimator!r}")
     ess = np.ravel(np.asarray(result.ess))
     few = ~(ess >= min_ess)
     if few.any():
         least = math.nan if np.isnan(ess).any() else ess.min()
         warnings.warn(
             f"the estimates of log p(x) of {few.sum()} of {ess.size} examples rest on fewer than "
-            f"{min_ess:g} effective samples (the least {least:.3g}): take more samples, or "
-            "annealed importance sampling (jvae.evaluation.ais)",
+            f"{min_ess:g} effective samples (the least {least:.3g}): {_REMEDIES[estimator]}",
             stacklevel=2,
         )

@@ -1,10 +1,13 @@
 """What keeps the ELBO from log p(x): the family of q, or the encoder."""
 
 import functools
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
@@ -25,7 +28,9 @@ class InferenceGap(NamedTuple):
 
     Attributes:
       approximation: [*batch] nats, what the best q of the family leaves.
-      amortisation: [*batch] nats, what the encoder's q is worse than the best.
+      amortisation: [*batch] nats, what the encoder's q is worse than the best. It is the
+        amortisation gap of Cremer et al. within the encoder's own family alone; beside the best q
+        of a wider one it also holds what the encoder's family lacks.
     """
 
     approximation: Float[Array, "*batch"]
@@ -53,9 +58,14 @@ def inference_gap(
 
     Cremer, Li & Duvenaud (2018). q* is found for every example by ascending its ELBO from
     the encoder's q: Adam with a step size that falls to 0, along the path derivative of Roeder, Wu
-    & Duvenaud (2017), which has no noise where q* is the posterior. The ascent never ends quite
-    at the top, so that in expectation the approximation gap is not too small. Both ELBOs are then
-    means over the same fresh noise.
+    & Duvenaud (2017), which has no noise where q* is the posterior. Both ELBOs are then means over
+    the same fresh noise.
+
+    Two errors of the approximation gap go opposite ways. The ascent never ends quite at the top,
+    so that with an exact log p(x) the gap is in expectation not too small. But estimates of
+    log p(x) by importance sampling and AIS are too low in expectation, and the gap is too small by
+    as much; it may be below 0, which no true gap is. Look at the effective sample size of `log_px`
+    (`warn_if_unreliable`) and at the sign of the means (`warn_if_negative`).
 
     Args:
       params: from `jvae.init`.
@@ -78,12 +88,42 @@ def inference_gap(
     check_key(key)
     x = check_data(params, x)
     batch = x.shape[: x.ndim - len(params.model.data_shape)]
+    log_px = jnp.asarray(log_px)
     if log_px.shape != batch:
         raise ValueError(f"log_px must have the shape {batch} of the batch, got {log_px.shape}")
     num_steps = check_count("num_steps", num_steps)
     num_samples = check_count("num_samples", num_samples)
     best, encoders = _elbos(params, x, key, family, num_steps, num_samples)
     return InferenceGap(approximation=log_px - best, amortisation=best - encoders)
+
+
+def warn_if_negative(gap: InferenceGap, *, family: str = "the encoder's family") -> None:
+    """Warn where a mean gap is below 0, which no true gap is.
+
+    For use outside `jax.jit`, on results.
+
+    Args:
+      gap: from `inference_gap`, of one example or more.
+      family: what to call the family of q*.
+
+    Warns:
+      UserWarning: for each of the two gaps whose mean is below 0 or no number: what it is, with
+        its standard error over examples, and what makes it so.
+    """
+    reasons = {
+        "approximation": "log_px is too low, as estimates of it are in expectation: take one of "
+        "more samples or temperatures",
+        "amortisation": "the ascent ended below where it began: take more num_steps",
+    }
+    for name, values in gap._asdict().items():
+        array = np.ravel(np.asarray(values, np.float64))
+        if not array.mean() >= 0:
+            error = array.std(ddof=1) / math.sqrt(array.size) if array.size > 1 else math.inf
+            warnings.warn(
+                f"the mean {name} gap of {family} is {array.mean():.3g} ± {error:.2g} nats, and "
+                f"no true gap is below 0: {reasons[name]}",
+                stacklevel=2,
+            )
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))

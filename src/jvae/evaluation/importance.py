@@ -26,7 +26,7 @@ def importance_sampling(
 
         log 1/K Σₖ wₖ,  wₖ = p(x, zₖ) / q(zₖ|x),  zₖ ~ q(z|x)
 
-    Burda, Grosse & Salakhutdinov (2016), Section 2: a lower bound in expectation, exact as
+    Burda, Grosse & Salakhutdinov (2016), Theorem 1: a lower bound in expectation, exact as
     K → ∞. Exactly K samples are drawn, in chunks: memory does not grow with K or with the batch
     beyond one number a sample of the examples in hand. Examples that are split over devices
     (`jvae.distributed.split_examples`) are worked on where they lie, with the same numbers.
@@ -79,7 +79,7 @@ def log_likelihood(
 ) -> Float[Array, "*batch"]:
     """The estimate of log p(x) alone, of `jvae.evaluation.importance_sampling`.
 
-    Burda, Grosse & Salakhutdinov (2016), Section 2: a lower bound in expectation.
+    Burda, Grosse & Salakhutdinov (2016), Theorem 1: a lower bound in expectation.
 
     Args:
       params: from `jvae.init`.

@@ -35,12 +35,17 @@ def app_d(
 
         p(x) ≈ (1/L Σₗ q(zₗ) / (p(zₗ) p(x|zₗ)))⁻¹,  zₗ ~ p(z|x)
 
-    The mean in brackets is unbiased for 1 / p(x), so that the estimate is an upper bound in
-    expectation, for any density q. Here q is the Gaussian with the mean and the full covariance of
-    L samples of p(z|x), and the zₗ are L others. Every one of these 2 L samples is the end of an
-    HMC chain of its own from the prior, so that they are independent. A chain makes
-    `num_transitions` transitions while one step size for all 2 L is tuned to 90 % acceptance by
-    dual averaging, and as many more with that step size.
+    Of exact and independent samples of p(z|x) the mean in brackets is unbiased for 1 / p(x), so
+    that the estimate is an upper bound in expectation, for any density q that does not depend on
+    them. Here q is the Gaussian with the mean and the full covariance of L samples, and the zₗ are
+    L others. Every one of these 2 L samples is the end of an HMC chain of its own from the prior. A
+    chain makes `num_transitions` transitions while one step size for all 2 L is tuned to 90 %
+    acceptance by dual averaging, and as many more with that step size.
+
+    So neither holds exactly. Chains of finite length have not quite left the prior, and all 2 L
+    depend on each other through the step size that they share: the estimate is no certain bound,
+    and its standard error knows of neither. Both vanish as `num_transitions` grows, since a chain
+    with a fixed step size forgets where it began.
 
     It is for few latents: as a Gaussian misses more of p(z|x), or as its covariance is to be had
     from too few samples, the weights vary without limit.

@@ -6,19 +6,17 @@ jvae evaluate --help
 import dataclasses
 import functools
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import rich.console
-import rich.markup
 import rich.progress
 import rich.table
 import tyro
 
-from jvae.experiments import devices, evaluations, finished, parts, run_folder
+from jvae.experiments import devices, evaluations, finished, parts, results, run_folder
 from jvae.experiments.config import ConfigError
 from jvae.experiments.finished import FinishedRun
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
@@ -61,10 +59,10 @@ class Config:
     inference_gap: int = 0
     """Test images whose log p(x) - ELBO is split into what the family of q leaves, diagonal and of
     full covariance, and what the encoder; with the higher of AIS and importance sampling as
-    log p(x). 0 leaves it out."""
+    log p(x), which are too low in expectation, and so the gap. 0 leaves it out."""
     mutual_information: int | None = None
-    """Test images for I(x; z) and KL(q(z) ‖ p(z)); by default all, up to 1,000. I(x; z) is at most
-    the log of their number."""
+    """Test images for I(x; z) and KL(q(z) ‖ p(z)); by default all, up to 1,000. The estimate of
+    I(x; z) is at most the log of their number, and is too low near it."""
     seed: int = 0
     """Of all noise."""
     data: str | None = None
@@ -150,8 +148,7 @@ def _evaluate(config: Config, found: FinishedRun, console: rich.console.Console)
             how = "kept" if kept else f"{of_part['seconds']:.1f} s"
             console.print(f"{part.name}: {how}")
             for warning in of_part["warnings"]:
-                line = rich.markup.escape(f"WARNING: {part.name}: {warning}")
-                console.print(f"[bold yellow]{line}[/]", soft_wrap=True)
+                results.show_warning(console, f"{part.name}: {warning}")
             if part.draw is not None:
                 path = found.folder / of_part["figure"]
                 path.parent.mkdir(exist_ok=True)
@@ -170,26 +167,37 @@ def _parts(config: Config, found: FinishedRun, content: dict[str, Any]) -> Itera
     seed, K = config.seed, config.num_samples
     num_test = len(found.inputs.test)
     yield parts.importance_sampling(found, seed, num_samples=K, repeats=config.repeats)
-    few = config.mutual_information or min(num_test, _MUTUAL_INFORMATION)
-    yield parts.latents(found, seed, num=few)
+    num_in_mixture = config.mutual_information or min(num_test, _MUTUAL_INFORMATION)
+    yield parts.latents(found, seed, num=num_in_mixture)
     log_px = arrays("importance_sampling")["log_px"]
     yield parts.train_gap(found, seed, log_px, num_samples=K, repeats=config.repeats)
-    if config.ais:
-        yield parts.ais(found, seed, num=config.ais, annealing=config.annealing)
+    sampled_settings = content["parts"]["importance_sampling"]["settings"]
+    if num := config.ais:
+        yield parts.ais(found, seed, num=num, annealing=config.annealing)
+        yield parts.ais_paired(
+            arrays("ais")["log_px"],
+            log_px.mean(axis=1)[:, parts.chosen(num_test, num)],
+            {"ais": content["parts"]["ais"]["settings"], "importance_sampling": sampled_settings},
+        )
     if config.bdmc:
         yield parts.bdmc(found, seed, num=config.bdmc, annealing=config.annealing)
     if config.app_d:
         yield parts.app_d(found, seed, num=config.app_d)
     if num := config.inference_gap:
-        best = log_px.mean(axis=1)[:, parts.chosen(num_test, num)]
-        source = content["parts"]["importance_sampling"]["settings"]
+        few = parts.chosen(num_test, num)
+        # The worst of an example's repeats counts.
+        ess = arrays("importance_sampling")["ess"].min(axis=1)[:, few]
+        best = parts.Source(
+            "importance_sampling", sampled_settings, log_px.mean(axis=1)[:, few], ess
+        )
         annealed = content["parts"].get("ais")
         if annealed is not None and annealed["settings"]["num_examples"] >= num:
-            by_ais = arrays("ais")["log_px"][:, :num]
+            of_ais = arrays("ais")
             # Both are too low in expectation: the higher is the nearer.
-            if by_ais.mean() > best.mean():
-                best, source = by_ais, annealed["settings"]
-        yield parts.inference_gap(found, seed, best, source, num=num)
+            if of_ais["log_px"][:, :num].mean() > best.log_px.mean():
+                numbers = (of_ais[name][:, :num] for name in ("log_px", "ess"))
+                best = parts.Source("ais", annealed["settings"], *numbers)
+        yield parts.inference_gap(found, seed, best, num=num)
 
 
 def _compute(
@@ -200,12 +208,8 @@ def _compute(
     by_model: list[parts.Arrays] = []
     warned: list[str] = []
     for member, seed in enumerate(found.seeds):
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
+        with results.warnings_into(warned, seed=seed if len(found.seeds) > 1 else None):
             by_model.append(part.compute(member, lambda num: progress.advance(bar, num)))
-        of_seed = f"seed {seed}: " if len(found.seeds) > 1 else ""
-        # A group's warning comes again with every group.
-        warned += dict.fromkeys(f"{of_seed}{warning.message}" for warning in caught)
     evaluations.write(
         found,
         content,

@@ -14,6 +14,7 @@ import rich.table
 import tyro
 
 from jvae.experiments import evaluations
+from jvae.experiments.results import show_warning
 from jvae.experiments.run_folder import RunFolderError, read_result
 
 
@@ -35,7 +36,8 @@ def run(config: Config) -> None:
     check_comparable(results)
     console = rich.console.Console()
     unit = next(iter(results.values()))["protocol"]["units"]
-    table = rich.table.Table("run", "epochs", "seed", f"test ELBO, {unit}", "-log p(x)")
+    headers = ("run", "epochs", "seed", f"test ELBO, {unit}", "-log p(x)", "± s.e. over")
+    table = rich.table.Table(*headers)
     for name, result in results.items():
         table.add_row(
             name,
@@ -43,10 +45,13 @@ def run(config: Config) -> None:
             str(result["seed"]),
             _with_error(result, "test_elbo"),
             _with_error(result, "test_nll"),
+            result["stderr_over"],
         )
     console.print(table)
+    for name, result in results.items():
+        for warning in result.get("warnings", ()):
+            show_warning(console, f"{name}: {warning}")
     _show_evaluations(console, config.runs)
-    console.print(f"± standard error over {results.popitem()[1]['stderr_over']}")
 
 
 def check_comparable(results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -93,7 +98,8 @@ def _show_evaluations(console: rich.console.Console, folders: Sequence[Path]) ->
         else:
             shared.append(part)
     if shared:
-        console.print(_evaluations_table(shared, parts))
+        over = {str(folder): of_run["stderr_over"] for folder, of_run in found.items() if of_run}
+        console.print(_evaluations_table(shared, parts, over))
     for line in left_out:
         console.print(line, soft_wrap=True)
 
@@ -121,12 +127,15 @@ def _without_seeds(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations_table(
-    shared: Sequence[str], parts: Mapping[str, Mapping[str, Any]]
+    shared: Sequence[str], parts: Mapping[str, Mapping[str, Any]], over: Mapping[str, str]
 ) -> rich.table.Table:
-    table = rich.table.Table("part", "quantity", *parts)
+    """A column a run, which says what its errors are over."""
+    columns = (f"{name}\n± s.e. over {over[name]}" for name in parts)
+    table = rich.table.Table("part", "quantity", *columns)
     for part in shared:
         shown = [evaluations.shown(of_run[part]["results"]) for of_run in parts.values()]
-        for quantity in shown[0]:
+        # An ensemble may have what a single model has not.
+        for quantity in dict.fromkeys(name for of_run in shown for name in of_run):
             table.add_row(part, quantity, *(of_run.get(quantity, "-") for of_run in shown))
     return table
 

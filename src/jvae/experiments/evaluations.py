@@ -10,7 +10,7 @@ import numpy as np
 
 from jvae.experiments import finished, run_folder
 from jvae.experiments.finished import FinishedRun
-from jvae.experiments.parts import Arrays, Part
+from jvae.experiments.parts import LABELS, Arrays, Part
 
 
 def begin(run: FinishedRun) -> tuple[dict[str, Any], bool]:
@@ -118,7 +118,8 @@ def shown(results: Mapping[str, Any]) -> dict[str, str]:
         if not name.endswith("_stderr") and isinstance(value, int | float):
             number = str(value) if isinstance(value, int) else f"{value:.3f}"
             error = results.get(f"{name}_stderr")
-            table[name] = number if error is None else f"{number} ± {error:.3f}"
+            label = LABELS.get(name, name)
+            table[label] = number if error is None else f"{number} ± {error:.3f}"
     return table
 
 

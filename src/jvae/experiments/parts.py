@@ -4,7 +4,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ import jvae
 from jvae import evaluation, plotting
 from jvae.experiments import results
 from jvae.experiments.finished import FinishedRun
+from jvae.experiments.results import MIN_ESS
 
 # Examples that share a key, and that are done before progress shows and a signal is heard.
 GROUP = 50
-MIN_ESS = 5.0
 COLLAPSED_BELOW = 0.01
 _NUM_LEAPFROG = 10
 APP_D_SAMPLES = 50
@@ -27,9 +27,17 @@ _ASCENT_STEPS = 1000
 _ELBO_SAMPLES = 1000
 _SCHEDULES = {"linear": evaluation.linear_schedule, "sigmoid": evaluation.sigmoid_schedule}
 _STARTS = {"prior": evaluation.prior_start, "posterior": jvae.posterior}
-_PERCENTILES = (0, 1, 5, 10)
+# I(x; z) of N examples this near to log N says little but that N is too small.
+_NATS_BELOW_LOG_NUM = 0.5
 # Keys of evaluation are in a domain of their own, which no key of training meets.
 _DOMAIN = 20150901
+
+# What tables call a result, where its name alone would be taken for more than it is.
+LABELS = {
+    "mutual_information": "mutual_information (the population's: at least)",
+    "mutual_information_at_most": "log N, the most that mutual_information can be",
+    "marginal_kl": "marginal_kl (the population's: at most)",
+}
 
 # Numbers of a part by name, each [models, ...].
 Arrays: TypeAlias = Mapping[str, np.ndarray]
@@ -112,18 +120,20 @@ def importance_sampling(run: FinishedRun, seed: int, *, num_samples: int, repeat
         result = jax.tree.map(lambda *leaves: np.stack(leaves), *by_repeat)
         worst = result._replace(ess=result.ess.min(axis=0))
         evaluation.warn_if_unreliable(worst, min_ess=MIN_ESS)
-        return {"log_px": result.estimate, "ess": result.ess}
+        return _likelihood_arrays(result)
 
     def summarise(arrays: Arrays) -> dict[str, Any]:
         by_repeat = -arrays["log_px"].mean(axis=2)
         spread = {}
         if repeats > 1:
+            variance = by_repeat.var(axis=1, ddof=1).mean()
             spread = {
                 "nll_by_repeat": _of_models(by_repeat),
-                "nll_sd_over_repeats": math.sqrt(by_repeat.var(axis=1, ddof=1).mean()),
+                "nll_sd_over_repeats": math.sqrt(variance),
+                "nll_stderr_over_repeats": math.sqrt(variance / by_repeat.size),
             }
         nll = results.summary("nll", list(-arrays["log_px"].mean(axis=1)))
-        return {**nll, **spread, **_ess(arrays["ess"])}
+        return {**nll, **spread, **_trust(arrays)}
 
     def draw(arrays: Arrays) -> Figure:
         return plotting.effective_samples(arrays["ess"], num_samples=num_samples, least=MIN_ESS)
@@ -154,6 +164,14 @@ def latents(run: FinishedRun, seed: int, *, num: int) -> Part:
             )
         key = _key(run, member, Keys.of(seed).latents)
         parts = evaluation.kl_decomposition(params, x[chosen(len(x), num)], key)
+        informed = float(parts.mutual_information.mean())
+        if informed > math.log(num) - _NATS_BELOW_LOG_NUM:
+            warnings.warn(
+                f"I(x; z) is {informed:.3f} nats of the log N = {math.log(num):.3f} that {num} "
+                "examples can show: of the population it may be far larger, and KL(q(z) ‖ p(z)) "
+                "smaller; take more examples (--mutual-information)",
+                stacklevel=1,
+            )
         advance(1)
         return {
             "active": np.asarray(evaluation.active_units(params, x)),
@@ -166,8 +184,8 @@ def latents(run: FinishedRun, seed: int, *, num: int) -> Part:
     def summarise(arrays: Arrays) -> dict[str, Any]:
         kl = arrays["kl_per_dimension"]
         return {
-            "active_units": _of_models(arrays["active"].sum(axis=1)),
-            "kl": _of_models(kl.sum(axis=1)),
+            **_of_members("active_units", arrays["active"].sum(axis=1)),
+            **_of_members("kl", kl.sum(axis=1)),
             "kl_per_dimension": _of_models(kl),
             "collapsed_dimensions": _of_models(
                 [np.flatnonzero(of_one).tolist() for of_one in arrays["collapsed"]]
@@ -256,6 +274,37 @@ def ais(run: FinishedRun, seed: int, *, num: int, annealing: Annealing) -> Part:
     return _likelihood_part(run, "ais", seed, num, estimate, settings)
 
 
+def ais_paired(annealed: np.ndarray, sampled: np.ndarray, sources: Mapping[str, Any]) -> Part:
+    """How far AIS is above importance sampling on the same test images.
+
+    Args:
+      annealed: [models, num] log p(x) by AIS.
+      sampled: [models, num] log p(x) of the same images by importance sampling.
+      sources: the settings of both.
+    """
+    num = annealed.shape[1]
+
+    def compute(member: int, advance: Advance) -> Arrays:
+        advance(num)
+        return {"annealed": annealed[member], "sampled": sampled[member]}
+
+    def summarise(arrays: Arrays) -> dict[str, Any]:
+        above = arrays["annealed"] - arrays["sampled"]
+        return {
+            **results.summary("log_px_above_importance_sampling", list(above)),
+            **results.summary("nll_by_ais", list(-arrays["annealed"])),
+            **results.summary("nll_by_importance_sampling", list(-arrays["sampled"])),
+        }
+
+    settings = {
+        "estimator": "log p(x) by AIS less that by importance sampling, image by image",
+        "examples": _CHOSEN,
+        "num_examples": num,
+        **sources,
+    }
+    return Part("ais_paired", settings, num, compute, summarise)
+
+
 def app_d(run: FinishedRun, seed: int, *, num: int) -> Part:
     """-log p(x) of `num` test images by the estimator of the paper's App. D."""
 
@@ -263,7 +312,8 @@ def app_d(run: FinishedRun, seed: int, *, num: int) -> Part:
         return evaluation.app_d(params, x, key, num_samples=APP_D_SAMPLES)
 
     settings = {
-        "estimator": "Kingma & Welling (2014), App. D: p(x) is too high in expectation",
+        "estimator": "Kingma & Welling (2014), App. D: p(x) is too high in expectation, were the "
+        "samples exact",
         "num_samples": APP_D_SAMPLES,
     }
     return _likelihood_part(run, "app_d", seed, num, estimate, settings)
@@ -271,7 +321,7 @@ def app_d(run: FinishedRun, seed: int, *, num: int) -> Part:
 
 def _likelihood_part(
     run: FinishedRun,
-    name: str,
+    name: Literal["ais", "app_d"],
     seed: int,
     num: int,
     estimate: Callable[[jvae.Params, Array, PRNGKeyArray], evaluation.LogLikelihood],
@@ -283,11 +333,11 @@ def _likelihood_part(
         key = _key(run, member, getattr(Keys.of(seed), name))
         of_model = functools.partial(estimate, run.params[member])
         result = in_groups(of_model, x[chosen(len(x), num)], key, advance)
-        evaluation.warn_if_unreliable(result, min_ess=MIN_ESS)
-        return {"log_px": result.estimate, "ess": result.ess}
+        evaluation.warn_if_unreliable(result, min_ess=MIN_ESS, estimator=name)
+        return _likelihood_arrays(result)
 
     def summarise(arrays: Arrays) -> dict[str, Any]:
-        return {**results.summary("nll", list(-arrays["log_px"])), **_ess(arrays["ess"])}
+        return {**results.summary("nll", list(-arrays["log_px"])), **_trust(arrays)}
 
     return Part(name, {**settings, **_common(seed, _CHOSEN, num)}, num, compute, summarise)
 
@@ -323,16 +373,29 @@ def bdmc(run: FinishedRun, seed: int, *, num: int, annealing: Annealing) -> Part
     return Part("bdmc", settings, num, compute, summarise, "sandwich", draw)
 
 
-def inference_gap(
-    run: FinishedRun, seed: int, log_px: np.ndarray, source: Mapping[str, Any], *, num: int
-) -> Part:
+class Source(NamedTuple):
+    """Where the log p(x) of an inference gap is from.
+
+    Attributes:
+      estimator: the function that it is from.
+      settings: of that part.
+      log_px: [models, num] nats.
+      ess: [models, num], its effective sample sizes.
+    """
+
+    estimator: Literal["importance_sampling", "ais"]
+    settings: Mapping[str, Any]
+    log_px: np.ndarray
+    ess: np.ndarray
+
+
+def inference_gap(run: FinishedRun, seed: int, source: Source, *, num: int) -> Part:
     """Log p(x) - ELBO of `num` test images: what the family of q leaves, and what the encoder.
 
     Args:
       run: the run.
       seed: of the evaluation.
-      log_px: [models, num], the best estimate there is.
-      source: the settings of that estimate.
+      source: the best estimate of log p(x) there is.
       num: how many images.
     """
     x = run.inputs.test
@@ -340,8 +403,13 @@ def inference_gap(
 
     def compute(member: int, advance: Advance) -> Arrays:
         key = _key(run, member, Keys.of(seed).inference_gap)
-        examples = (x[chosen(len(x), num)], jnp.asarray(log_px[member], jnp.float32))
-        arrays: dict[str, np.ndarray] = {}
+        log_px, ess = source.log_px[member], source.ess[member]
+        of_source: Any = (log_px, np.full(num, np.inf), ess)  # its errors are not asked for
+        evaluation.warn_if_unreliable(
+            evaluation.LogLikelihood(*of_source), min_ess=MIN_ESS, estimator=source.estimator
+        )
+        examples = (x[chosen(len(x), num)], jnp.asarray(log_px, jnp.float32))
+        gaps: dict[str, evaluation.InferenceGap] = {}
         for name, family in families.items():
 
             def split(
@@ -359,20 +427,30 @@ def inference_gap(
                 )
 
             # The same key: what differs between the families is then no noise of the draws.
-            gap = in_groups(split, examples, key, advance)
-            arrays[f"approximation_{name}"] = gap.approximation
-            arrays[f"amortisation_{name}"] = gap.amortisation
-        return arrays | {"total": arrays["approximation_full"] + arrays["amortisation_full"]}
+            gaps[name] = in_groups(split, examples, key, advance)
+            evaluation.warn_if_negative(gaps[name], family=f"the {name} Gaussians")
+        diagonal, full = gaps["diagonal"], gaps["full"]
+        return {
+            "approximation_diagonal": diagonal.approximation,
+            # Within the encoder's own family alone it is what amortisation costs.
+            "amortisation_diagonal": diagonal.amortisation,
+            "approximation_full": full.approximation,
+            "gain_of_covariance": diagonal.approximation - full.approximation,
+            "total": diagonal.approximation + diagonal.amortisation,
+            "log_px_ess": ess,
+        }
 
     def summarise(arrays: Arrays) -> dict[str, Any]:
-        summaries = [results.summary(name, list(array)) for name, array in arrays.items()]
-        return {name: value for summary in summaries for name, value in summary.items()}
+        gaps = {name: array for name, array in arrays.items() if name != "log_px_ess"}
+        summaries = [results.summary(name, list(array)) for name, array in gaps.items()]
+        found = {name: value for summary in summaries for name, value in summary.items()}
+        return found | results.effective_samples("log_px_", arrays["log_px_ess"])
 
     settings = {
         "estimator": "Cremer, Li & Duvenaud (2018), q diagonal and of full covariance",
         "num_steps": _ASCENT_STEPS,
         "num_samples": _ELBO_SAMPLES,
-        "log_px": dict(source),
+        "log_px": dict(source.settings),
         **_common(seed, _CHOSEN, num),
     }
     return Part("inference_gap", settings, len(families) * num, compute, summarise)
@@ -441,18 +519,29 @@ def _of_models(values: Any) -> Any:
     return listed[0] if len(listed) == 1 else listed
 
 
-def _ess(ess: np.ndarray) -> dict[str, Any]:
-    lowest = np.percentile(ess, _PERCENTILES)
-    return {
-        "ess_median": float(np.median(ess)),
-        "ess_percentiles": dict(zip(map(str, _PERCENTILES), lowest.tolist(), strict=True)),
-    }
+def _of_members(name: str, values: np.ndarray) -> dict[str, Any]:
+    """One number a model, [models]: of one model it, of more their mean with its error."""
+    if len(values) > 1:
+        return results.summary(name, list(values[:, None]))
+    return {name: values.tolist()[0]}
+
+
+def _likelihood_arrays(result: Any) -> Arrays:
+    """What is kept of a `LogLikelihood` in NumPy; one weight alone tells of no standard error."""
+    kept = {"log_px": result.estimate, "ess": result.ess}
+    return kept if np.isinf(result.stderr).all() else kept | {"stderr": result.stderr}
+
+
+def _trust(arrays: Arrays) -> dict[str, Any]:
+    """The error of a mean log p(x) by sampling alone, and the effective sample sizes."""
+    by_sampling = results.sampling_error("nll", arrays["stderr"]) if "stderr" in arrays else {}
+    return {**by_sampling, **results.effective_samples("", arrays["ess"])}
 
 
 def _difference(name: str, a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     """The difference of two sets of examples, each [models, num], as `results.summary` has it."""
     by_model = a.mean(axis=1) - b.mean(axis=1)
     if len(by_model) > 1:
-        return results.summary(name, list(by_model[:, None]))
+        return _of_members(name, by_model)
     squared = sum(part[0].var(ddof=1) / part.shape[1] for part in (a, b))
     return {name: float(by_model[0]), f"{name}_stderr": math.sqrt(squared)}

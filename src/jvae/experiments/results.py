@@ -1,22 +1,29 @@
 """The numbers of a run: a line of metrics an epoch, and its results with their errors."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
 import rich.console
+import rich.markup
 import rich.table
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import jvae
-from jvae import distributed
-from jvae.evaluation import bound_by_example
+from jvae import distributed, evaluation
+from jvae.evaluation import LogLikelihood, bound_by_example
 from jvae.experiments import run_folder
 from jvae.experiments.job import Job
 from jvae.training import TrainState, members, skips_non_finite
+
+# Estimates of log p(x) on fewer effective samples mean little.
+MIN_ESS = 5.0
+_PERCENTILES = (0, 1, 5, 10)
 
 
 def record(
@@ -106,17 +113,77 @@ def _mean_and_stderr(name: str, values: npt.ArrayLike) -> dict[str, Any]:
     return {name: float(array.mean()), f"{name}_stderr": float(stderr)}
 
 
+def sampling_error(name: str, stderr: npt.ArrayLike) -> dict[str, float]:
+    """`<name>_sampling_error`: the standard error that z's draws alone give a mean of log p(x).
+
+    √(Σ s²) / n over all n estimates, whose errors s are independent. None where one weight an
+    estimate tells of no error.
+
+    Args:
+      name: of the mean.
+      stderr: of the estimates, of any shape.
+    """
+    s = np.asarray(stderr)
+    if np.isinf(s).all():
+        return {}
+    return {f"{name}_sampling_error": float(np.sqrt(np.square(s).sum()) / s.size)}
+
+
+def effective_samples(prefix: str, sizes: npt.ArrayLike) -> dict[str, Any]:
+    """Median and low percentiles of effective sample sizes, and the share of those too small."""
+    ess = np.asarray(sizes)
+    lowest = np.percentile(ess, _PERCENTILES)
+    return {
+        f"{prefix}ess_median": float(np.median(ess)),
+        f"{prefix}ess_share_below_{MIN_ESS:g}": float(np.mean(ess < MIN_ESS)),
+        f"{prefix}ess_percentiles": dict(zip(map(str, _PERCENTILES), lowest.tolist(), strict=True)),
+    }
+
+
+@contextmanager
+def warnings_into(said: list[str], *, seed: int | None) -> Iterator[None]:
+    """Add to `said` what is warned of inside, each text once.
+
+    Args:
+      said: the warnings so far.
+      seed: of the model at work, which warnings are to name; None for a single model.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    of_seed = "" if seed is None else f"seed {seed}: "
+    said += dict.fromkeys(f"{of_seed}{warning.message}" for warning in caught)
+
+
+def show_warning(console: rich.console.Console, text: str) -> None:
+    """Print a warning that is kept with a result."""
+    console.print(f"[bold yellow]WARNING: {rich.markup.escape(text)}[/]", soft_wrap=True)
+
+
+def _log_likelihoods(job: Job, state: TrainState) -> tuple[list[LogLikelihood], list[str]]:
+    """Of the test examples under each model, in float64; and what is to be warned of."""
+    found: list[LogLikelihood] = []
+    said: list[str] = []
+    for seed, params, keys in zip(job.config.all_seeds, _models(job, state), job.keys, strict=True):
+        of_one = evaluation.importance_sampling(
+            params, job.test_on_devices, keys.nll, num_samples=job.config.nll_samples
+        )
+        # On the host the devices' filling is cut off, so that no warning counts it.
+        found.append(jax.tree.map(lambda part: _of_test(job, part), of_one))
+        with warnings_into(said, seed=seed if job.config.seeds > 1 else None):
+            evaluation.warn_if_unreliable(found[-1], min_ess=MIN_ESS)
+    return found, said
+
+
 def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     """The content of `result.json`."""
     result = summary("test_elbo", _test_elbos(job, state))
     if num_samples := job.config.nll_samples:
-        nlls = []
-        for params, keys in zip(_models(job, state), job.keys, strict=True):
-            log_px = jvae.log_likelihood(
-                params, job.test_on_devices, keys.nll, num_samples=num_samples
-            )
-            nlls.append(-_of_test(job, log_px))
-        result |= summary("test_nll", nlls)
+        log_px, said = _log_likelihoods(job, state)
+        result |= summary("test_nll", [-of_one.estimate for of_one in log_px])
+        result |= sampling_error("test_nll", [of_one.stderr for of_one in log_px])
+        result |= effective_samples("test_nll_", [of_one.ess for of_one in log_px])
+        result["warnings"] = said
         nll = result["test_nll"]
         result["test_nll_estimator"] = f"importance sampling from q(z|x), K = {num_samples}"
         if job.log_volume is not None:
@@ -162,4 +229,20 @@ def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> N
         bits = f"{result['test_bits_per_dimension_at_most']:.3f}"
         table.add_row("of the 8-bit images, bits per dimension, at most", bits, "")
     console.print(table)
+    if "test_nll" in result:
+        console.print(_trust(job, result), soft_wrap=True)
+        for warning in result["warnings"]:
+            show_warning(console, warning)
     console.print(f"Figures, metrics and checkpoints are in {job.folder}", soft_wrap=True)
+
+
+def _trust(job: Job, result: dict[str, Any]) -> str:
+    """How far to trust -log p(x): its effective samples, and its error by sampling."""
+    few = result[f"test_nll_ess_share_below_{MIN_ESS:g}"]
+    text = (
+        f"Effective samples of {job.config.nll_samples:,}: median "
+        f"{result['test_nll_ess_median']:.3g}, below {MIN_ESS:g} for {few:.0%} of the test set"
+    )
+    if "test_nll_sampling_error" in result:
+        text += f"; by its own account sampling adds ± {result['test_nll_sampling_error']:.2g}"
+    return f"{text}."
