@@ -151,25 +151,24 @@ def test_what_processes_have_of_their_own_may_differ(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("command", [train, mnist])
 @pytest.mark.parametrize("where", ["load", "prepare"])
-def test_data_that_one_process_lacks_stops_all(
+def test_the_others_are_told_of_data_that_cannot_be_read(
     where: str, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = False
-    module: Any = data if where == "load" else inputs
-    do = getattr(module, where)
+    told: list[int] = []
 
-    def here(*args: Any, **how: Any) -> Any:
-        nonlocal begun
-        begun = True
-        return do(*args, **how)
+    def largest(number: int) -> int:
+        told.append(number)
+        return number
+
+    def refuse(*args: Any, **how: Any) -> Any:
+        raise data.DataError("not here")
 
     which = {"data": "mnist_5k"} if command is train else {"dataset": "mnist_5k"}
-    monkeypatch.setattr(module, where, here)
-    monkeypatch.setattr(distributed, "largest", lambda number: 2 if begun else number)
-    monkeypatch.setattr(devices, "check_alike", lambda given: None)
-    with pytest.raises(distributed.OtherProcessError, match="process 1 has stopped"):
+    monkeypatch.setattr(data if where == "load" else inputs, where, refuse)
+    monkeypatch.setattr(distributed, "largest", largest)
+    with pytest.raises(data.DataError, match="not here"):
         command.run(command.Config(out=tmp_path / "run", **which))
-    assert begun
+    assert told[-1] == 1
     assert not (tmp_path / "run").exists()
 
 
