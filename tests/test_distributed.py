@@ -83,6 +83,8 @@ def test_what_lies_on_many_devices_comes_back() -> None:
     assert mesh.size == 8
     there = distributed.replicate(start(), mesh)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(there)} == {8}
+    again = distributed.replicate(there.params, mesh)
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (again, there.params)), strict=True))
     back = distributed.to_host(there)
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(back)} == {1}
     assert_same_state(back, start())
@@ -130,13 +132,14 @@ def test_what_fails_on_the_first_process_is_raised() -> None:
 
 # Death is noticed sooner than in a run of weeks.
 PROGRAM = """
+import os, signal
 from jvae import distributed
-from jvae.experiments import command_line
+from jvae.experiments import command_line, results, run_folder
 distributed.HEARTBEAT_SECONDS = 10
-command_line.main()
 """
 FLAGS = "train --data mnist_5k --hidden 8 --latent-dim 2 --nll-samples 0 --batch-size 400"
 
+NONE = ("", "")
 Process = subprocess.Popen[str]
 Start = Callable[..., Process]
 
@@ -146,10 +149,10 @@ def start_run() -> Iterator[Start]:
     """Starts a run in a process of its own; none outlives the test."""
     processes: list[Process] = []
 
-    def start(out: Path, *more: str) -> Process:
+    def start(out: Path, *more: str, fault: str = "") -> Process:
         flags = [*FLAGS.split(), "--checkpoint-every", "1", "--out", str(out), *more]
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, *flags],
+            [sys.executable, "-c", f"{PROGRAM}{fault}\ncommand_line.main()", *flags],
             env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -164,12 +167,19 @@ def start_run() -> Iterator[Start]:
         process.communicate()
 
 
-def two(start_run: Start, out: Path, *more: str) -> list[Process]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    coordinator = ("--coordinator", f"127.0.0.1:{port}", "--num-processes", "2")
-    return [start_run(out, *coordinator, "--process-id", str(i), *more) for i in range(2)]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def two(start_run: Start, out: Path, *more: str, faults: tuple[str, str] = NONE) -> list[Process]:
+    coordinator = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+    return [
+        start_run(out, *coordinator, "--process-id", str(i), *more, fault=faults[i])
+        for i in range(2)
+    ]
 
 
 def ended(process: Process) -> str:
@@ -224,16 +234,106 @@ def test_two_processes_end_together_and_one_goes_on_alone(start_run: Start, tmp_
     assert epochs() == list(range(1, last + 1))
 
 
-def test_what_the_first_process_refuses_ends_both(start_run: Start, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
-    (out / "mine").touch()
-    first, second = two(start_run, out, "--epochs", "1")
-    errors = [process.communicate(timeout=100)[1] for process in (first, second)]
-    assert first.returncode == 2
-    assert "add --resume" in errors[0]
-    assert second.returncode == 1
-    assert "process 0 has stopped" in errors[1]
+# An error that the others cannot know of.
+A_BUG = """
+def record(*args, **how):
+    1 // 0
+results.record = record
+"""
+FULL_DISK = """
+def append_metrics(*args):
+    raise OSError(28, "No space left on device")
+run_folder.append_metrics = append_metrics
+"""
+SIGNAL_IN_EVALUATION = """
+evaluate = results.evaluate
+def signalled(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*args)
+results.evaluate = signalled
+"""
+
+
+@pytest.mark.parametrize(
+    ("faults", "codes", "said"),
+    [
+        pytest.param(
+            ("", A_BUG), [1, 1], ("another process may have ended", "ZeroDivisionError"), id="bug"
+        ),
+        pytest.param(
+            (FULL_DISK, ""), [1, 1], ("No space left", "process 0 has stopped"), id="full disk"
+        ),
+        pytest.param(("", SIGNAL_IN_EVALUATION), [143, 143], ("--resume", "--resume"), id="signal"),
+    ],
+)
+def test_a_fault_of_one_process_ends_both(
+    faults: tuple[str, str],
+    codes: list[int],
+    said: tuple[str, str],
+    start_run: Start,
+    tmp_path: Path,
+) -> None:
+    processes = two(start_run, tmp_path / "run", "--epochs", "1", faults=faults)
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == codes, errors
+    assert all(words in error for words, error in zip(said, errors, strict=True)), errors
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+# What comes before training, met by two processes in turn.
+BEFORE_TRAINING = """
+import signal, sys
+from pathlib import Path
+from jvae import distributed
+from jvae.experiments import command_line, devices, interrupt, run_folder
+from jvae.experiments.config import Config
+port, i, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def refused(do):
+    try:
+        return do()
+    except (Exception, interrupt.Interrupted) as error:
+        return f"{type(error).__name__}: {error}"
+def command():
+    address = f"127.0.0.1:{port}"
+    devices.start(Config(out=folder, coordinator=address, num_processes=2, process_id=i))
+    print(distributed.largest(i))
+    print(refused(lambda: signal.raise_signal(signal.SIGTERM)))
+    print(distributed.texts("é" * i + "a"))
+    print(refused(lambda: distributed.on_every_process(lambda: 1 / (1 - i))))
+    print(refused(lambda: devices.check_alike({"seed": i, "hidden": (5,), str(i): None})))
+    print(refused(lambda: devices.check_alike({"seed": 1})))
+    distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
+command_line.run(command)
+"""
+
+
+def test_before_training_processes_agree_or_end(tmp_path: Path) -> None:
+    (tmp_path / "mine").touch()
+    command = [sys.executable, "-c", BEFORE_TRAINING, str(free_port())]
+    processes = [
+        subprocess.Popen(
+            [*command, str(i), str(tmp_path)],
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    (out, error), (out_1, error_1) = (process.communicate(timeout=100) for process in processes)
+    differing = (
+        "ConfigError: the processes of a run need the same command and the same data: "
+        "seed is 1 in process 1, 0 in process 0"
+    )
+    stopped = "OtherProcessError: process 1 has stopped: its message says why"
+    division = "ZeroDivisionError: division by zero"
+    signalled = "Interrupted: Terminated before training."
+    for printed, failed in ((out, stopped), (out_1, division)):  # the first line is Gloo's
+        expected = ["1", signalled, "['a', 'éa']", failed, differing, "None"]
+        assert printed.splitlines()[-6:] == expected, (error, error_1)
+    assert [process.returncode for process in processes] == [2, 1], (error, error_1)
+    assert "add --resume" in error
+    assert "process 0 has stopped" in error_1
 
 
 def wait_for(ready: Any, process: Process) -> None:

@@ -121,6 +121,15 @@ def test_a_single_model_is_an_ensemble_of_itself() -> None:
     assert_same_state(member, state)
 
 
+def test_members_stay_where_their_ensemble_lies() -> None:
+    there = jax.local_devices()[3]
+    spread = distributed.place_members(together(), distributed.make_mesh(2))
+    for state, device in ((jax.device_put(together(), there), there), (spread, jax.devices()[0])):
+        for seed, member in zip(SEEDS, training.members(state), strict=True):
+            assert {d for leaf in jax.tree.leaves(member) for d in leaf.devices()} == {device}
+            assert_same_state(member, alone(seed))
+
+
 def test_a_member_that_is_not_finite_stops_all() -> None:
     epoch, data = EPOCHS["in memory"]
     broken = alone(2)

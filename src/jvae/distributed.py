@@ -17,9 +17,12 @@ from jvae.checks import check_count
 from jvae.training import Preprocess, StateT
 
 Tree = TypeVar("Tree")
+Result = TypeVar("Result")
 
 # A process that has not been heard of for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 30
+# At its end, a process waits for the others so long.
+SHUTDOWN_SECONDS = 60
 
 
 class OtherProcessError(RuntimeError):
@@ -48,6 +51,7 @@ def initialize(
         num_processes,
         process_id,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
 
 
@@ -101,6 +105,8 @@ def place_members(state: StateT, mesh: Mesh) -> StateT:
 
 def _place(leaf: Any, sharding: NamedSharding) -> Array:
     if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+            return leaf
         whole = np.asarray(leaf)
         return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
     # `device_put` refuses typed keys on devices of other processes.
@@ -179,17 +185,45 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(number)).max())
 
 
+def no_answer(error: Exception) -> str:
+    """What an error of JAX most likely means where there are several processes."""
+    reason = str(error).partition("\n")[0]
+    return f"a device does not answer; another process may have ended ({reason})"
+
+
+def texts(text: str) -> list[str]:
+    """The `text` of each process, in their order; every one has to ask."""
+    if jax.process_count() == 1:
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    padded = np.zeros(largest(len(content)), np.uint8)
+    padded[: len(content)] = content
+    return [bytes(row).rstrip(b"\0").decode() for row in multihost_utils.process_allgather(padded)]
+
+
+def on_every_process(do: Callable[[], Result]) -> Result:
+    """Call `do` in every process; where it raises in one, all stop.
+
+    Raises:
+      OtherProcessError: in those that have not failed themselves; in the others, their own error.
+    """
+    failed: BaseException | None = None
+    try:
+        result = do()
+    except BaseException as error:
+        failed = error
+    stopped = largest(0 if failed is None else jax.process_index() + 1)
+    if failed is not None:
+        raise failed
+    if stopped:
+        raise OtherProcessError(f"process {stopped - 1} has stopped: its message says why")
+    return result
+
+
 def on_first_process(do: Callable[[], object]) -> None:
     """Call `do` in process 0; where it raises there, all processes stop.
 
     Raises:
       OtherProcessError: in the other processes, where process 0 has failed; there, its own error.
     """
-    failed: BaseException | None = None
-    if is_first_process():
-        try:
-            do()
-        except BaseException as error:
-            failed = error
-    if largest(failed is not None):
-        raise failed or OtherProcessError("process 0 has stopped: its message says why")
+    on_every_process(lambda: do() if is_first_process() else None)

@@ -174,7 +174,9 @@ def members(state: StateT) -> list[StateT]:
         return [state]
     # Indexing what lies on several devices is a program over all of them, and many of those at
     # once can wait for each other for ever.
-    state = jax.device_put(state, jax.local_devices()[0])
+    if not isinstance(state.key, jax.core.Tracer) and len(state.key.sharding.device_set) > 1:
+        first = min(state.key.sharding.device_set, key=operator.attrgetter("id"))
+        state = jax.device_put(state, first)
     own = state._replace(step=None)
     return [
         jax.tree.map(operator.itemgetter(i), own)._replace(step=state.step)

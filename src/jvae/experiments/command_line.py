@@ -1,12 +1,17 @@
 """The `jvae` command, and how every command ends: one line for the user, a code for the shell."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, NoReturn
+
+import jax
 
 from jvae import distributed
 from jvae.checkpoint import CheckpointError
@@ -17,6 +22,8 @@ from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
 
 REFUSALS = (ConfigError, DataError, RunFolderError, CheckpointError)
+# The others of a run are lost with process 0, which lets them say first why they end.
+LAST_SECONDS = 3
 
 
 def run(command: Callable[[], object]) -> None:
@@ -24,7 +31,37 @@ def run(command: Callable[[], object]) -> None:
 
     Exit codes: 2 for settings or data that cannot be, 1 for a bound that is not finite, a part
     that is not installed or a disk that is full, 128 + the signal after Ctrl-C or SIGTERM.
+
+    One of several processes that fails ends at once, whatever the error.
     """
+    try:
+        _run(command)
+    except BaseException as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _leave(error)
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """End at once: on the usual way out JAX waits for the others, and these may wait for us.
+
+    Now they see a broken connection.
+    """
+    code = 1
+    with contextlib.suppress(OSError):  # nobody may be listening
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else code
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if distributed.is_first_process():
+        with contextlib.suppress(BaseException):  # a second Ctrl-C
+            time.sleep(LAST_SECONDS)
+    os._exit(code)
+
+
+def _run(command: Callable[[], object]) -> None:
     try:
         signal.signal(signal.SIGTERM, _terminate)
         compilation_cache.enable()
@@ -42,6 +79,11 @@ def run(command: Callable[[], object]) -> None:
         _end(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of `jvae … | head` has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        _end(f"error: {distributed.no_answer(error)}", 1)
     except OSError as error:  # a full disk, say
         _end(f"error: {error}", 1)
     except distributed.OtherProcessError as error:

@@ -29,6 +29,15 @@ class Interrupt:
 
 
 @contextmanager
+def keep_sigterm() -> Iterator[None]:
+    """Leave SIGTERM with its handler; JAX, where processes join, puts a mere note in its place."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+@contextmanager
 def catch_interrupt() -> Iterator[Interrupt]:
     """Turn SIGINT and SIGTERM into `Interrupted`, or into a note while `deferred`.
 

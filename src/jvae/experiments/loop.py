@@ -17,7 +17,7 @@ import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
-from jvae.experiments import failure, figures, logbook, objective, results, run_folder
+from jvae.experiments import devices, failure, figures, logbook, objective, results, run_folder
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.job import Job
 from jvae.experiments.logbook import Logger
@@ -59,32 +59,34 @@ def run(
       ImportError: a logger that the settings ask for is not installed.
     """
     job.config.check_examples(len(job.train))
-    mesh = job.mesh
+    mesh = distributed.on_every_process(lambda: job.mesh)
+    devices.check_alike(job.protocol)
     with contextlib.ExitStack() as stack:
         all_loggers = list(loggers)
         distributed.on_first_process(lambda: all_loggers.extend(_open(job, stack)))
         interrupt = stack.enter_context(catch_interrupt())
+        stack.enter_context(_ended_with_the_others(job))
         try:
             interrupt.deferred = True
             # A signal to one process ends all, after the same step.
-            with _ended_with_the_others(job):
-                state = _train(
-                    job,
-                    mesh,
-                    console,
-                    all_loggers,
-                    stop=lambda: distributed.largest(interrupt.signum or 0) > 0,
-                )
-            signum = distributed.largest(interrupt.signum or 0)
-            interrupt.deferred = False
-            if signum:
+            state = _train(
+                job,
+                mesh,
+                console,
+                all_loggers,
+                stop=lambda: distributed.largest(interrupt.signum or 0) > 0,
+            )
+            # One of several that left the evaluation would be waited for.
+            interrupt.deferred = jax.process_count() > 1
+            if signum := distributed.largest(interrupt.signum or 0):
                 epoch, rest = divmod(int(state.step), job.steps_per_epoch)
                 done = f"step {state.step}" if rest else f"epoch {epoch}"
                 raise Interrupted(f"saved after {done}", signum)
             with console.status("Evaluating and drawing …"):
                 result = results.evaluate(job, state)
-                if distributed.is_first_process():
-                    _write_results(job, state, result)
+                if signum := distributed.largest(interrupt.signum or 0):
+                    raise Interrupted("trained, and its results not written", signum)
+                distributed.on_first_process(lambda: _write_results(job, state, result))
         except Interrupted as error:
             raise Interrupted(
                 f"Interrupted ({error}). To go on: the same command with --resume --out "
@@ -163,7 +165,7 @@ def _train(
 
     That is asked at the end of an epoch, and where data is streamed after each batch.
     """
-    config, leads = job.config, distributed.is_first_process()
+    config = job.config
     step = training.make_step(objective.make_bound(config), job.optimizer)
     preprocess, state, examples = job.preprocess, job.init(), job.train
     if mesh is not None:
@@ -187,8 +189,9 @@ def _train(
             # Killed before its first checkpoint, a run starts over: the result is the same.
             if checkpoints.latest_step() is not None:
                 state = checkpoint.restore_latest(checkpoints, state, on_damaged=console.print)
-            if leads:
-                run_folder.rewind_metrics(job.folder, int(state.step))
+            distributed.on_first_process(
+                lambda: run_folder.rewind_metrics(job.folder, int(state.step))
+            )
         done = int(state.step) // job.steps_per_epoch
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
@@ -214,20 +217,23 @@ def _train(
                 of_steps[np.asarray(info.skipped)] = None
             bounds = [*earlier, *of_steps.tolist()]
             if int(state.step) % job.steps_per_epoch:  # stopped in the midst of an epoch
-                if leads:
-                    run_folder.write_unfinished(job.folder, int(state.step), bounds)
+                distributed.on_first_process(
+                    lambda: run_folder.write_unfinished(job.folder, int(state.step), bounds)
+                )
                 checkpoint.save_state(checkpoints, state)
                 return True
             speed = round(info.bound.size * config.batch_size / seconds)
             record = results.record(job, state, bounds, images_per_second=speed)
             earlier = []
-            if leads:
-                run_folder.append_metrics(job.folder, record)
             done = record["epoch"]
             ending = stop()
             saving = ending or done % config.checkpoint_every == 0 or done == config.epochs
-            if leads:
+
+            def write() -> None:
+                run_folder.append_metrics(job.folder, record)
                 logbook.write(loggers, job, state, record, in_full=saving)
+
+            distributed.on_first_process(write)
             if saving:
                 checkpoint.save_state(checkpoints, state)
             status = (
@@ -252,8 +258,7 @@ def _train(
             return state if mesh is None else distributed.to_host(state)
         except training.NonFiniteError as error:
             checkpoint.save_state(checkpoints, error.last_good_state)
-            if leads:
-                _write_failure(job, error)
+            distributed.on_first_process(lambda: _write_failure(job, error))
             raise
 
 
@@ -308,8 +313,7 @@ def _ended_with_the_others(job: Job) -> Iterator[None]:
 
 def _leave(job: Job, error: Exception) -> NoReturn:
     print(
-        "error: a device does not answer; another process may have ended "
-        f"({str(error).partition(chr(10))[0]}). To go on: the same command with --resume --out "
+        f"error: {distributed.no_answer(error)}. To go on: the same command with --resume --out "
         f"{shlex.quote(str(job.folder))}",
         file=sys.stderr,
         flush=True,

@@ -46,22 +46,26 @@ def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     folder = config.out or run_folder.default_path("mnist" if name == "auto" else name)
     if not config.resume:
         distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
+    dataset, fallback = distributed.on_every_process(lambda: _load(name, config))
+    chosen: Any = dataset.name
+    config = dataclasses.replace(config, dataset=chosen)
+    return train.train_on(dataset, config, folder, remarks=remarks | fallback, loggers=loggers)
+
+
+def _load(name: str, config: Config) -> tuple[data.Dataset, dict[str, str]]:
+    """A dataset by its name, and the remark that it is not the one that was meant."""
     try:
-        dataset = data.load("mnist" if name == "auto" else name, config.data_dir)
+        return data.load("mnist" if name == "auto" else name, config.data_dir), {}
     except data.NoNetworkError as error:
         if name != "auto":
             raise
-        dataset = data.load("mnist_5k")
-        remarks["fallback"] = f"mnist_5k, not mnist: {error}"
         devices.console().print(
             "[bold yellow]WARNING: MNIST is neither on this machine nor within reach. Training on "
             "mnist_5k, 4,000 training and 1,000 test digits that come with jvae: numbers on it "
             f"are not numbers on MNIST.[/]\n({error})",
             soft_wrap=True,
         )
-    chosen: Any = dataset.name
-    config = dataclasses.replace(config, dataset=chosen)
-    return train.train_on(dataset, config, folder, remarks=remarks, loggers=loggers)
+        return data.load("mnist_5k"), {"fallback": f"mnist_5k, not mnist: {error}"}
 
 
 def main() -> None:

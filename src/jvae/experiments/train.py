@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import rich.console
 
 import jvae
 from jvae import binarisation, data, distributed, plotting
@@ -58,8 +59,10 @@ def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     folder = config.out or run_folder.default_path(Path(config.data).stem)
     if not config.resume:
         distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
-    dataset = inputs.load(
-        config.data, config, test_fraction=config.test_fraction, split_seed=config.split_seed
+    dataset = distributed.on_every_process(
+        lambda: inputs.load(
+            config.data, config, test_fraction=config.test_fraction, split_seed=config.split_seed
+        )
     )
     return train_on(dataset, config, folder, loggers=loggers)
 
@@ -86,6 +89,17 @@ def train_on(
       DataError: data without a density under the likelihood.
     """
     console = devices.console()
+    job = distributed.on_every_process(lambda: _job(dataset, config, folder, remarks, console))
+    return loop.run(job, console=console, loggers=loggers)
+
+
+def _job(
+    dataset: data.Dataset,
+    config: common.Config,
+    folder: Path,
+    remarks: Mapping[str, Any] | None,
+    console: rich.console.Console,
+) -> Job:
     config.check_examples(len(dataset.train))
     if len(dataset.test) < 2:
         raise data.DataError(f"{dataset.source}: {len(dataset.test)} test example, expected 2")
@@ -133,23 +147,19 @@ def train_on(
         likelihood=x.family,
         precision=config.precision,
     )
-    return loop.run(
-        Job(
-            config,
-            model,
-            x.train,
-            x.test,
-            x.preprocess,
-            description,
-            folder,
-            remarks={
-                "dataset_source": dataset.source,
-                "test_examples_also_in_train": repeated,
-                **(remarks or {}),
-            },
-            log_volume=x.log_volume,
-            shown=x.shown if plotting.is_image(dataset.data_shape) else None,
-        ),
-        console=console,
-        loggers=loggers,
+    return Job(
+        config,
+        model,
+        x.train,
+        x.test,
+        x.preprocess,
+        description,
+        folder,
+        remarks={
+            "dataset_source": dataset.source,
+            "test_examples_also_in_train": repeated,
+            **(remarks or {}),
+        },
+        log_volume=x.log_volume,
+        shown=x.shown if plotting.is_image(dataset.data_shape) else None,
     )
