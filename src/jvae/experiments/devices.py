@@ -7,7 +7,7 @@ import jax
 import rich.console
 from jax.sharding import Mesh
 
-from jvae import distributed
+from jvae import cores, distributed
 from jvae.experiments.config import Config, ConfigError
 
 
@@ -25,8 +25,8 @@ def start(config: Config) -> None:
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"the processes of this run could not be joined: {error}") from error
     elif config.seeds > 1 and "JAX_NUM_CPU_DEVICES" not in os.environ:
-        cores = os.cpu_count() or 1
-        wanted = config.devices if config.devices != "auto" else _largest_share(config.seeds, cores)
+        share = _largest_share(config.seeds, cores.count())
+        wanted = share if config.devices == "auto" else config.devices
         # Where JAX is at work already, as in a notebook, its devices are what they are.
         with contextlib.suppress(RuntimeError):
             jax.config.update("jax_num_cpu_devices", wanted)
