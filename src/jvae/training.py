@@ -334,12 +334,14 @@ def make_epoch(step: Step, batch_size: int, preprocess: Preprocess | None = None
     return epoch
 
 
-def _convolves_on_cpu(run: Any, state: TrainState, data: Array, batch_size: int) -> bool:
-    """Whether an epoch in one compiled call would be slow.
+def _convolves_on_cpu(run: Any, state: TrainState, data: Array, batch_size: int) -> bool | None:
+    """Whether an epoch in one compiled call would be slow; None where the call is itself traced.
 
     XLA on CPU takes 20 times as long for the gradient of a convolution's kernel inside a loop.
     """
-    if isinstance(data, jax.core.Tracer) or {d.platform for d in data.devices()} != {"cpu"}:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, data))):
+        return None
+    if {d.platform for d in data.devices()} != {"cpu"}:
         return False
     steps = steps_per_epoch(len(data), batch_size)
     order = jax.ShapeDtypeStruct((steps, batch_size), np.int32)
