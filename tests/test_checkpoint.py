@@ -3,6 +3,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -347,6 +349,26 @@ def test_what_says_nothing_of_the_bytes_costs_no_checkpoint(
                 checkpoint.restore_latest(checkpoints, make_state())
         assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_other_errors_that_nobody_can_catch_are_still_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    hush = checkpoint._hush_what_is_left_unfinished
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+        hush.cache_clear()
+        with checkpoint.open_checkpoints(tmp_path):
+            for object_, error in (
+                (None, RuntimeError("Event loop is closed")),
+                (None, RuntimeError("another")),
+                (print, RuntimeError("Event loop is closed")),
+            ):
+                what: Any = SimpleNamespace(object=object_, exc_value=error)
+                sys.unraisablehook(what)
+    hush.cache_clear()
+    assert [str(error) for error in told] == ["another", "Event loop is closed"]
 
 
 def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ _PARTS = {
 # What tensorstore's errors begin with where the bytes are not those that were written; others are
 # of a disk or a network, which may be well again tomorrow.
 _DAMAGE = re.compile("DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE")
+_OF_ORBAX = re.compile(r"<coroutine object \w*(serialize|restore)")
 
 
 class CheckpointError(RuntimeError):
@@ -73,6 +74,7 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
     options = ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.LatestN(2)
     )
+    _hush_what_is_left_unfinished()
     with _orbax_quiet():
         with _unwritable(directory):
             checkpoints = ocp.CheckpointManager(
@@ -163,7 +165,6 @@ def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainStat
     except TimeoutError:  # of another process
         raise
     except (OSError, ValueError, KeyError) as error:
-        _hush_what_is_left_unfinished()
         reason = str(error).partition("\n")[0]
         if _is_damage(error):
             raise _UnusableError(f"is damaged ({reason})") from error
@@ -199,7 +200,6 @@ def _unwritable(directory: Path) -> Iterator[None]:
     except TimeoutError:  # of another process
         raise
     except (OSError, ValueError) as error:
-        _hush_what_is_left_unfinished()
         found = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(found[1]) if found else getattr(error, "errno", None)
         reason = os.strerror(code) if code else str(error).partition("\n")[0]
@@ -223,11 +223,15 @@ def _orbax_quiet() -> Iterator[None]:
 
 @functools.cache
 def _hush_what_is_left_unfinished() -> None:
-    """Coroutines of a save or restore that failed complain when they are collected, at the end."""
+    """Orbax leaves behind what it had begun beside a save or restore that failed.
+
+    That complains when it is done, or is collected at the end of the process, to nobody's use.
+    """
     report = sys.unraisablehook
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
-        if not re.match(r"<coroutine object \w*(serialize|restore)", repr(unraisable.object)):
+        late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not late and not _OF_ORBAX.match(repr(unraisable.object)):
             report(unraisable)
 
     sys.unraisablehook = hook
