@@ -8,7 +8,7 @@ import numpy as np
 
 import jvae
 from jvae import checkpoint, training
-from jvae.experiments import run_folder
+from jvae.experiments import job, run_folder
 from jvae.experiments.config import Config
 
 
@@ -24,7 +24,8 @@ def last_state(folder: Path, data_shape: tuple[int, ...], config: Config) -> tra
     """The state of the latest checkpoint of a Bernoulli run."""
     model = jvae.VAE.mlp(data_shape, hidden=config.hidden, latent_dim=config.latent_dim)
     optimizer = training.make_optimizer(config.optimizer, config.learning_rate)
-    like = training.init(jvae.init(model, jax.random.key(9)), optimizer, jax.random.key(9))
+    keys = job.Keys(*jax.random.split(jax.random.key(config.seed), len(job.Keys._fields)))
+    like = training.init(jvae.init(model, jax.random.key(9)), optimizer, keys.train)
     with checkpoint.open_checkpoints(folder / "checkpoints") as checkpoints:
         return checkpoint.restore_latest(checkpoints, like)
 

@@ -1,6 +1,7 @@
 """A step in a folder: it comes back bit for bit, and what is none is refused."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from weights import random_params
 
 import jvae
 from jvae import bundle, training
-from jvae.checkpoint import CheckpointError
+from jvae.checkpoint import CheckpointError, UnwritableError
 
 MODEL = jvae.VAE.mlp((2, 3), latent_dim=2, hidden=())
 SETTINGS = {"optimizer": "adam"}
@@ -132,19 +133,33 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "notes").read_text() == "mine"
 
 
+def full(*args: object, **kwargs: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def moved_but_the_draft(path: Path, target: Path) -> None:
+    if path.name == ".failure.tmp":
+        full()
+    os.replace(path, target)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "failing"), [(np, "save", full), (Path, "replace", moved_but_the_draft)]
+)
 def test_what_cannot_be_written_leaves_the_earlier_one(
-    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: object,
+    name: str,
+    failing: Callable[..., None],
+    good: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = tmp_path / "failure"
     shutil.copytree(good, path)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-
-    def full(*args: object, **kwargs: object) -> None:
-        raise OSError(28, "No space left on device")
-
     with monkeypatch.context() as patch:
-        patch.setattr(np, "save", full)
-        with pytest.raises(CheckpointError, match=r"cannot write .*No space left"):
+        patch.setattr(owner, name, failing)
+        with pytest.raises(UnwritableError, match=r"cannot write .*No space left"):
             bundle.save(path, make_state(), batch() + 1, SETTINGS)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     assert [file.name for file in tmp_path.iterdir()] == ["failure"]

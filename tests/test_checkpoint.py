@@ -3,6 +3,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,10 +28,11 @@ def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     optimizer = training.make_optimizer("adam", 0.1)
     step = training.make_step(jvae.elbo, optimizer)
     state, _ = step(make_state(), jax.random.uniform(jax.random.key(1), (5, 4)))
+    like = make_state(seed=1)._replace(key=state.key)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save_state(checkpoints, state)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        restored = checkpoint.restore_latest(checkpoints, make_state(seed=1))
+        restored = checkpoint.restore_latest(checkpoints, like)
     # Trees of different structure cannot be mapped over together.
     a, b = (s._replace(key=jax.random.key_data(s.key)) for s in (restored, state))
     jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -48,9 +51,19 @@ def test_a_step_is_saved_once(tmp_path: Path) -> None:
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save_state(checkpoints, make_state(seed=0))
         checkpoint.save_state(checkpoints, make_state(seed=1))
-        restored = checkpoint.restore_latest(checkpoints, make_state(seed=2))
+        restored = checkpoint.restore_latest(checkpoints, make_state(seed=0))
     first = make_state(seed=0)
     jax.tree.map(np.testing.assert_array_equal, restored.params, first.params)
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = r"cannot write .*/file/checkpoints: "
+    with (
+        pytest.raises(checkpoint.UnwritableError, match=message),
+        checkpoint.open_checkpoints(tmp_path / "file" / "checkpoints"),
+    ):
+        pytest.fail("opened")
 
 
 def test_no_checkpoint_is_said(tmp_path: Path) -> None:
@@ -66,9 +79,20 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path, other: dict[s
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         checkpoint.save_state(checkpoints, make_state())
         with pytest.raises(
-            checkpoint.CheckpointError, match="is of another model or optimizer: opt_state/"
+            checkpoint.CheckpointError, match=r"0 is of another model or optimizer \(opt_state/"
         ):
             checkpoint.restore_latest(checkpoints, make_state(**other))  # type: ignore[arg-type]
+    assert (tmp_path / "0").exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    """Of the same shapes: a run's key tells it from others."""
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save_state(checkpoints, make_state(seed=1, step=7))
+        message = r"7 is of another run \(its key is \[0, 1\], expected \[0, 0\]\)"
+        with pytest.raises(checkpoint.CheckpointError, match=message):
+            checkpoint.restore_latest(checkpoints, make_state())
+    assert (tmp_path / "7").exists()
 
 
 # Weights alone.
@@ -125,6 +149,7 @@ def test_a_saved_file_is_replaced_whole(file: Path, monkeypatch: pytest.MonkeyPa
     params = jvae.init(MODELS["modern"], jax.random.key(0))
 
     def full(self: Path, content: bytes) -> int:
+        self.touch()
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
@@ -132,6 +157,7 @@ def test_a_saved_file_is_replaced_whole(file: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(checkpoint.CheckpointError, match=r"cannot write .*No space left"):
             checkpoint.save(file, params)
     assert file.read_bytes() == before
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
     checkpoint.save(file, params)
     assert checkpoint.load(file).model == MODELS["modern"]
 
@@ -213,67 +239,146 @@ def test_damaged_weights_are_refused(file: Path, name: str) -> None:
     assert "\n" not in str(error.value)
 
 
-# Damaged states.
+# States that cannot be used.
 
 
-def damage_description(checkpoint_: Path) -> None:
-    """Orbax reads it before all else, and leaves no task behind when that fails."""
-    description = checkpoint_ / "default" / "_METADATA"
-    description.write_bytes(description.read_bytes()[:-10])
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
-    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoint.save_state(checkpoints, make_state(seed=step, step=step))
-    damage_description(tmp_path / "2")
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    path.write_bytes(raw)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def save_two(folder: Path, *seeds: int) -> None:
+    """Steps 1 and 2, of states that differ."""
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        for step, seed in enumerate(seeds, 1):
+            state = make_state(seed, step=step)
+            params = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
+            checkpoint.save_state(checkpoints, state._replace(params=params))
+
+
+DAMAGED_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no description": ("_METADATA", Path.unlink, "its description is missing"),
+    "half a description": ("_METADATA", cut, "Unterminated string"),
+    "bytes for a description": ("_METADATA", flip, "can't decode byte"),
+    "no index": ("manifest.ocdbt", Path.unlink, "NOT_FOUND"),
+    "half an index": ("manifest.ocdbt", cut, "DATA_LOSS"),
+    "no values": ("d/*", Path.unlink, "NOT_FOUND"),
+    "half of the values": ("d/*", cut, "OUT_OF_RANGE"),
+    "other values": ("d/*", flip, "DATA_LOSS"),
+    "no devices": ("_sharding", empty, "FAILED_PRECONDITION"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_FILES)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, tmp_path: Path) -> None:
+    save_two(tmp_path, 0, 0)
+    pattern, damage, reason = DAMAGED_FILES[name]
+    (file,) = (tmp_path / "2" / "default").glob(pattern)
+    damage(file)
     said: list[str] = []
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
         state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
-        jax.tree.map(np.testing.assert_array_equal, state.params, make_state(seed=1).params)
         assert int(state.step) == 1
         # Its place is free for the same step of the run that goes on.
-        checkpoint.save_state(checkpoints, make_state(seed=3, step=2))
-        again = checkpoint.restore_latest(checkpoints, make_state())
-        jax.tree.map(np.testing.assert_array_equal, again.params, make_state(seed=3).params)
+        checkpoint.save_state(checkpoints, state._replace(step=state.step + 1))
+        again = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+    assert int(again.step) == 2
+    jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
     (line,) = said
     assert f"checkpoint 2 in {tmp_path} is damaged (" in line
+    assert reason in line
     assert line.endswith("): going on from 1")
     assert "\n" not in line
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "2.unusable"}
 
 
-def test_weights_that_are_damaged_give_way_too(tmp_path: Path) -> None:
-    """In a process of its own: Orbax complains of such a failure long after it."""
+def test_a_foreign_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+    said: list[str] = []
+    for _ in range(2):  # the second in place of the first
+        save_two(tmp_path, 0, 5)
+        with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+            state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+        assert int(state.step) == 1
+    assert all("checkpoint 2" in line and "is of another run" in line for line in said)
+    assert len(said) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2.unusable"}
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "message"),
+    [
+        (
+            OSError(5, "Input/output error"),
+            checkpoint.CheckpointError,
+            r"checkpoint 2 in .* cannot be read \(\[Errno 5\] Input/output error\): try again",
+        ),
+        (
+            ValueError("UNAVAILABLE: the store is away\nSource locations: 1"),
+            checkpoint.CheckpointError,
+            r"checkpoint 2 in .* cannot be read \(UNAVAILABLE: the store is away\): try again",
+        ),
+        (TimeoutError("process 1"), TimeoutError, "process 1"),
+        (MemoryError("2 GiB"), MemoryError, "2 GiB"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_says_nothing_of_the_bytes_costs_no_checkpoint(
+    error: Exception,
+    expected: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def restore(*args: object, **kwargs: object) -> None:
+        raise error
+
+    save_two(tmp_path, 0, 0)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        for step in (1, 2):
-            checkpoint.save_state(checkpoints, make_state(step=step))
-    (values,) = (tmp_path / "2" / "default" / "d").iterdir()
-    raw = bytearray(values.read_bytes())
-    raw[len(raw) // 2] ^= 255
-    values.write_bytes(raw)
-    code = f"""
-import sys
-from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_checkpoint import checkpoint, make_state
-with checkpoint.open_checkpoints(Path({str(tmp_path)!r})) as checkpoints:
-    state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=print)
-    print(state.step)
-"""
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    line, restored = found.stdout.splitlines()
-    assert "checkpoint 2" in line
-    assert "DATA_LOSS" in line
-    assert restored == "1"
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "restore", restore)
+            with pytest.raises(expected, match=message):
+                checkpoint.restore_latest(checkpoints, make_state())
+        assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_other_errors_that_nobody_can_catch_are_still_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    hush = checkpoint._hush_what_is_left_unfinished
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_value))
+        hush.cache_clear()
+        with checkpoint.open_checkpoints(tmp_path):
+            for object_, error in (
+                (None, RuntimeError("Event loop is closed")),
+                (None, RuntimeError("another")),
+                (print, RuntimeError("Event loop is closed")),
+            ):
+                what: Any = SimpleNamespace(object=object_, exc_value=error)
+                sys.unraisablehook(what)
+    hush.cache_clear()
+    assert [str(error) for error in told] == ["another", "Event loop is closed"]
 
 
 def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
-    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save_state(checkpoints, make_state(step=1))
-    damage_description(tmp_path / "1")
+    save_two(tmp_path, 0, 0)
+    for step in "12":
+        cut(tmp_path / step / "default" / "_METADATA")
+    message = r"no checkpoint in .* can be gone on from: 2 is damaged \(.*delete that folder to"
     with (
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
-        pytest.raises(checkpoint.CheckpointError, match=r"every checkpoint in .* is damaged: 1"),
+        pytest.raises(checkpoint.CheckpointError, match=message),
     ):
         checkpoint.restore_latest(checkpoints, make_state())
-    assert (tmp_path / "1").exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}

@@ -1,7 +1,6 @@
 """Which devices a run gets, and what it refuses."""
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from runs import metrics
 
-from jvae import checkpoint, data, distributed
+from jvae import checkpoint, cores, data, distributed
 from jvae.experiments import devices, inputs, mnist, run_folder, train
 from jvae.experiments.config import Config, ConfigError
 
@@ -61,7 +60,7 @@ def cpu_devices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         assert name == "jax_num_cpu_devices"
         asked.append(value)
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(cores, "count", lambda: 4)
     monkeypatch.setattr(jax.config, "update", update)
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES", raising=False)
     return asked

@@ -21,6 +21,7 @@ ROOT = Path(jvae.__file__).parent
 # A module imports only what stands above it.
 ORDER = [
     "checks",
+    "cores",
     "adam",
     "chunks",
     "threefry",

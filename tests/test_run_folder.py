@@ -2,6 +2,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,38 @@ def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:
     result = {"test_elbo": -101.25, "seed": 0, "protocol": {"mean": [0.5, 1e-300]}}
     run_folder.write_json(tmp_path / "result.json", result)
     assert run_folder.read_result(tmp_path) == result
+
+
+@pytest.mark.parametrize("change", ["create", "write_json", "rewind_metrics"])
+def test_a_full_disk_leaves_no_draft(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, text: str) -> int:
+        self.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    changes: dict[str, Callable[[], object]] = {
+        "create": lambda: run_folder.create(tmp_path, {"seed": 0}),
+        "write_json": lambda: run_folder.write_json(tmp_path / "a.json", {"seed": 0}),
+        "rewind_metrics": lambda: run_folder.rewind_metrics(tmp_path, 1),
+    }
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises((OSError, run_folder.RunFolderError), match="No space left"):
+        changes[change]()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("line", ["epoch 2", '{"epoch": 2}', "[2]", "\x00\x00", "\udcff", ""])
+def test_a_line_of_metrics_that_is_none_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 10}', line, '{"step": 30}', ""]
+    path.write_bytes("\n".join(lines).encode(errors="surrogateescape"))
+    before = path.read_bytes()
+    message = rf"{re.escape(str(path))}, line 2 is no record of an epoch: delete it \("
+    for read in (run_folder.read_metrics, lambda folder: run_folder.rewind_metrics(folder, 30)):
+        with pytest.raises(run_folder.RunFolderError, match=message):
+            read(tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_numbers_that_are_none_are_never_written(tmp_path: Path) -> None:

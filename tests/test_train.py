@@ -23,8 +23,18 @@ from PIL import Image
 from runs import assert_same_state, last_state, metrics
 
 import jvae
-from jvae import binarisation, checkpoint, data, plotting, training
-from jvae.experiments import command_line, compare, figures, inputs, loop, mnist, run_folder, train
+from jvae import binarisation, checkpoint, data, evaluation, plotting, training
+from jvae.experiments import (
+    command_line,
+    compare,
+    figures,
+    inputs,
+    loop,
+    mnist,
+    results,
+    run_folder,
+    train,
+)
 from jvae.experiments import config as common
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
@@ -747,6 +757,130 @@ def test_a_run_goes_on_with_its_data_and_no_other(grey: Path, tmp_path: Path) ->
     assert (folder / "config.json").read_bytes() == before
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_a_test_elbo_that_is_not_finite_frees_the_learning_rate_once(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what the run's settings say of the rate is true of its steps."""
+    folder = tmp_path / "run"
+    elbos, append = evaluation.bound_by_example, run_folder.append_metrics
+
+    def infinite_in_the_second_epoch(*args: Any, **kwargs: Any) -> jax.Array:
+        values = elbos(*args, **kwargs)
+        return values if not metrics(folder) else values - jnp.inf
+
+    def append_and_interrupt(folder: Path, record: dict[str, Any]) -> None:
+        append(folder, record)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "bound_by_example", infinite_in_the_second_epoch)
+        message = r"the test ELBO is -inf after step 12"
+        with pytest.raises(FloatingPointError, match=message) as error:
+            run(grey, folder, learning_rate=0.5, epochs=3)
+    (note,) = error.value.__notes__
+    assert "The learning rate was 0.5. To go on from the state of step 6: another --learn" in note
+    assert run_folder.read_failure(folder) == {
+        "step": 11,
+        "learning_rate": 0.5,
+        "learning_rate_setting": 0.5,
+        "last_good_step": 6,
+    }
+    assert last_state(folder, (6, 5), MODEL).step == 6
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "append_metrics", append_and_interrupt)
+        with pytest.raises(Interrupted, match="saved after epoch 2"):
+            run(grey, folder, learning_rate=0.01, epochs=3, resume=True)
+    for epochs in (3, 4):  # unfinished and finished
+        for forgotten in (0.5, 1e-3):
+            with pytest.raises(RunFolderError, match=f"learning_rate was 0.01, is {forgotten}"):
+                run(grey, folder, learning_rate=forgotten, epochs=epochs, resume=True)
+        run(grey, folder, learning_rate=0.01, epochs=epochs, resume=True)
+    settings = run_folder.read_settings(folder)
+    assert settings["learning_rate"] == 0.01
+    assert settings["learning_rates"] == [
+        {"from_step": 0, "learning_rate": 0.5},
+        {"from_step": 6, "learning_rate": 0.01},
+    ]
+    assert [record["step"] for record in metrics(folder)] == [6, 12, 18, 24]
+    assert not (folder / run_folder.FAILURE).exists()
+    # Started over, it has one rate.
+    shutil.rmtree(folder / "checkpoints")
+    run(grey, folder, learning_rate=0.01, epochs=1, resume=True)
+    settings = run_folder.read_settings(folder)
+    assert settings["learning_rates"] == [{"from_step": 0, "learning_rate": 0.01}]
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_resumed_ensemble_equals_an_uninterrupted_one(grey: Path, tmp_path: Path) -> None:
+    run(grey, tmp_path / "whole", seeds=2)
+    run(grey, tmp_path / "resumed", seeds=2, epochs=1)
+    run(grey, tmp_path / "resumed", seeds=2, resume=True)
+    assert metrics(tmp_path / "resumed") == metrics(tmp_path / "whole")
+    for seed in (0, 1):
+        ours, theirs = (
+            (tmp_path / name / "models" / f"seed_{seed}.safetensors").read_bytes()
+            for name in ("resumed", "whole")
+        )
+        assert ours == theirs
+
+
+def test_a_line_that_is_no_metric_is_refused_before_anything_changes(
+    whole: Path, grey: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join([lines[0], "\0\0\0\n", *lines[2:]]))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 2 is no record of an epoch"):
+        run(grey, folder, **STREAMED, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on files there")
+@pytest.mark.usefixtures("no_figures")
+def test_a_checkpoint_that_cannot_be_written_is_said_and_costs_nothing(
+    grey: Path, tmp_path: Path
+) -> None:
+    """By a limit on files, which the system keeps to as it does to a full disk."""
+    folder = tmp_path / "run"
+    code = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+from jvae.experiments import command_line
+command_line.main()
+"""
+    flags = ["--latent-dim", "2", "--hidden", "900", "--batch-size", "6", "--nll-samples", "5"]
+    words = ["train", "--data", str(grey), *flags, "--epochs", "2", "--checkpoint-every", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "--out", str(folder)],
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == (
+        f"error: cannot write {folder}/checkpoints: File too large\n"
+        f"To go on once that is mended: the same command with --resume --out {folder}\n"
+    )
+    result = run(grey, folder, hidden=(900,), resume=True)
+    assert [record["epoch"] for record in metrics(folder)] == [1, 2]
+    assert result["steps"] == 2 * STEPS
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_slow_precision_is_told(
+    grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "WARNING: on a CPU --precision bfloat16 is slower than float32."
+    for precision in ("bfloat16", "float32"):
+        run(grey, tmp_path / precision, precision=precision, epochs=1, nll_samples=0)
+        said = " ".join(capsys.readouterr().out.split())
+        assert (warning in said) == (precision == "bfloat16")
+
+
 def test_a_second_process_is_refused_and_changes_nothing(whole: Path, grey: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     with run_folder.lock(whole):
@@ -1081,7 +1215,7 @@ def non_finite() -> training.NonFiniteError:
         (subprocess.CalledProcessError(5, "git"), 5, ""),
         (Interrupted("To go on: …", signal.SIGINT), 130, "To go on: …\n"),
         (Interrupted("To go on: …", signal.SIGTERM), 143, "To go on: …\n"),
-        (KeyboardInterrupt(), 130, "Interrupted before training.\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
@@ -1111,7 +1245,7 @@ def test_sigterm_before_training_leaves_nothing(
 
     monkeypatch.setattr(data, "load_path", load_path)
     assert end_of(f"train --data mine.npy --out {tmp_path}/run", monkeypatch) == 143
-    assert capsys.readouterr() == ("", "Terminated before training.\n")
+    assert capsys.readouterr() == ("", "Terminated.\n")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -349,6 +349,30 @@ def test_convolutions_on_a_cpu_run_a_call_a_step(
         )
 
 
+def test_an_epoch_that_was_first_traced_is_still_a_call_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under `jit` it cannot be one, which says nothing of later calls."""
+    calls: list[int] = []
+
+    def streamed(*parts: Any) -> training.Epoch:
+        def epoch(state: TrainState, batches: Any) -> tuple[TrainState, training.StepInfo]:
+            calls.append(1)
+            return state, training.StepInfo(bound=jnp.zeros(1))
+
+        return epoch
+
+    monkeypatch.setattr(training, "make_streamed_epoch", streamed)
+    optimizer = optax.sgd(0.01)
+    state = training.init(jvae.init(convolving(), jax.random.key(0)), optimizer, jax.random.key(0))
+    epoch = training.make_epoch(training.make_step(jvae.elbo, optimizer), 4)
+    images, order = jnp.zeros((4, 4, 4)), jnp.arange(4)[None]
+    jax.eval_shape(lambda state: epoch(state, images, order), state)
+    assert not calls
+    epoch(state, images)
+    assert calls
+
+
 def listed(batches: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:
     """Batches [steps, batch, ...] of one epoch as a streamed epoch asks for them."""
     return lambda step: iter(batches[step:])

@@ -16,7 +16,7 @@ import safetensors.numpy
 from jaxtyping import Array, Float
 
 from jvae import checkpoint
-from jvae.checkpoint import CheckpointError
+from jvae.checkpoint import CheckpointError, UnwritableError
 from jvae.training import TrainState
 
 _FORMAT = "jvae step, 1"
@@ -46,6 +46,8 @@ def save(
 ) -> None:
     """Write a step to a folder, whole or not at all, in place of an earlier bundle.
 
+    A kill at the worst moment leaves the earlier one beside it, under the name `.NAME.old`.
+
     Args:
       path: the folder.
       state: at the start of the step, of a model that `jvae.checkpoint.save` can describe.
@@ -53,11 +55,11 @@ def save(
       settings: JSON, from which bound and optimizer can be made again.
 
     Raises:
-      CheckpointError: a model that a file cannot describe, a folder of something else, or one
-        that cannot be written.
+      CheckpointError: a model that a file cannot describe, or a folder of something else.
+      UnwritableError: the folder cannot be written.
     """
     path = Path(path)
-    draft = path.with_name(f".{path.name}.tmp")
+    draft, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     if path.exists() and not (path / "step.json").exists():
         raise CheckpointError(f"{path} exists and is no bundle of a step")
     try:
@@ -75,12 +77,17 @@ def save(
             "sha256": {name: _sha256(draft / name) for name in (_WEIGHTS, _OPTIMIZER, _BATCH)},
         }
         (draft / "step.json").write_text(json.dumps(description, indent=2, allow_nan=False) + "\n")
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():  # no folder takes the place of another that is not empty
+            shutil.rmtree(old, ignore_errors=True)
+            path.replace(old)
         draft.replace(path)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        raise UnwritableError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.replace(path)
+        for leftover in (draft, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def load(

@@ -1,8 +1,13 @@
 """Save and restore: a training state with Orbax, the weights of a model in one portable file."""
 
 import dataclasses
+import functools
 import json
+import logging
 import os
+import re
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import safetensors
 import safetensors.numpy
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint import checkpoint_managers, multihost
 
 from jvae import models, networks, priors
 from jvae.models import Params
@@ -36,8 +41,22 @@ _PARTS = {
 }
 
 
+# What tensorstore's errors begin with where the bytes are not those that were written; others are
+# of a disk or a network, which may be well again tomorrow.
+_DAMAGE = re.compile("DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE")
+_OF_ORBAX = re.compile(r"<coroutine object \w*(serialize|restore)")
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that is missing or does not fit; the message says what to do."""
+
+
+class UnwritableError(CheckpointError):
+    """A checkpoint that could not be written: the disk is full, say."""
+
+
+class _UnusableError(Exception):
+    """A checkpoint that an earlier one may stand in for; the message goes on after its name."""
 
 
 @contextmanager
@@ -48,22 +67,40 @@ def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
 
     Args:
       directory: made when missing.
+
+    Raises:
+      UnwritableError: the directory cannot be made, or on leaving, the last save failed.
     """
     options = ocp.CheckpointManagerOptions(
         cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.LatestN(2)
     )
-    handler = ocp.StandardCheckpointHandler()
-    with ocp.CheckpointManager(
-        directory.absolute(), options=options, item_handlers=handler
-    ) as checkpoints:
-        yield checkpoints
+    _hush_what_is_left_unfinished()
+    with _orbax_quiet():
+        with _unwritable(directory):
+            checkpoints = ocp.CheckpointManager(
+                directory.absolute(), options=options, item_handlers=ocp.StandardCheckpointHandler()
+            )
+        try:
+            yield checkpoints
+        finally:
+            # A save that failed is told of by the first wait, after which all can be closed.
+            try:
+                with _unwritable(directory):
+                    checkpoints.wait_until_finished()
+            finally:
+                checkpoints.close()
 
 
 def save_state(checkpoints: Checkpoints, state: State) -> None:
-    """Save `state` under its step, unless that step is there already."""
+    """Save `state` under its step, unless that step is there already.
+
+    Raises:
+      UnwritableError: this save or the one before it failed.
+    """
     step = int(state.step)
     if step not in checkpoints.all_steps():
-        checkpoints.save(step, args=ocp.args.StandardSave(state))
+        with _unwritable(Path(checkpoints.directory)):
+            checkpoints.save(step, args=ocp.args.StandardSave(state))
 
 
 def restore_latest(
@@ -72,56 +109,132 @@ def restore_latest(
     *,
     on_damaged: Callable[[str], object] = warnings.warn,
 ) -> StateT:
-    """The state saved last, or where its files are damaged the one before it.
+    """The state saved last, or where it is damaged or not of this run the one before it.
 
     Args:
       checkpoints: from `open_checkpoints`.
-      like: a state of the same model and optimizer, whose values do not matter.
-      on_damaged: told in one line of each damaged checkpoint, which is deleted once an earlier
-        one was read.
+      like: a state of the same model, optimizer and key; its other values do not matter.
+      on_damaged: told in one line of each checkpoint that is passed over. Once an earlier one was
+        read, it is renamed to `STEP.unusable`, out of the way of the run that goes on.
 
     Raises:
-      CheckpointError: there is none, it is of another model or optimizer, or all are damaged.
+      CheckpointError: there is none, none can be used, or one cannot be read that may be whole.
     """
-    checkpoints.wait_until_finished()
-    directory = checkpoints.directory
-    damaged: dict[int, str] = {}
+    directory = Path(checkpoints.directory)
+    with _unwritable(directory):
+        checkpoints.wait_until_finished()
+    unusable: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
             state = _restore(checkpoints, step, like)
-        except CheckpointError:
-            raise
-        except Exception as error:  # tensorstore and json raise what the bytes trip over
-            damaged[step] = str(error).partition("\n")[0]
+        except _UnusableError as error:
+            unusable[step] = str(error)
             continue
-        for later, reason in damaged.items():
-            on_damaged(
-                f"checkpoint {later} in {directory} is damaged ({reason}): going on from {step}"
-            )
-            checkpoints.delete(later)
+        for later, reason in unusable.items():
+            on_damaged(f"checkpoint {later} in {directory} {reason}: going on from {step}")
+            _set_aside(directory / str(later))
+        if unusable:
+            multihost.sync_global_processes("jvae: unusable checkpoints are out of the way")
+            checkpoints.reload()
         return state
-    if damaged:
-        step, reason = next(iter(damaged.items()))
-        raise CheckpointError(f"every checkpoint in {directory} is damaged: {step} ({reason})")
+    if unusable:
+        step, reason = next(iter(unusable.items()))
+        raise CheckpointError(
+            f"no checkpoint in {directory} can be gone on from: {step} {reason}. Put a copy in its "
+            "place, or delete that folder to start over"
+        )
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
 def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
-    # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
-    metadata = checkpoints.item_metadata(step)
-    saved = _shapes(getattr(metadata, "tree", metadata))
-    if not saved:
-        raise ValueError("its description is missing")
-    wanted = _shapes(like._replace(key=jax.random.key_data(like.key)))
-    if differing := sorted(name for name, _ in saved.items() ^ wanted.items()):
-        name = differing[0]
+    try:
+        # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
+        metadata = checkpoints.item_metadata(step)
+        saved = _shapes(getattr(metadata, "tree", metadata))
+        if not saved:
+            raise FileNotFoundError("its description is missing")
+        wanted = _shapes(like._replace(key=jax.random.key_data(like.key)))
+        if differing := sorted(name for name, _ in saved.items() ^ wanted.items()):
+            name = differing[0]
+            raise _UnusableError(
+                f"is of another model or optimizer ({name} is {saved.get(name, 'missing')}, "
+                f"expected {wanted.get(name, 'nothing')})"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        state: StateT = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+    except TimeoutError:  # of another process
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).partition("\n")[0]
+        if _is_damage(error):
+            raise _UnusableError(f"is damaged ({reason})") from error
         raise CheckpointError(
-            f"checkpoint {step} in {checkpoints.directory} is of another model or optimizer: "
-            f"{name} is {saved.get(name, 'missing')}, expected {wanted.get(name, 'nothing')}"
-        )
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    state: StateT = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
+            f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}): try again"
+        ) from error
+    # A run's key never changes.
+    found, expected = (jax.random.key_data(one.key).tolist() for one in (state, like))
+    if found != expected:
+        raise _UnusableError(f"is of another run (its key is {found}, expected {expected})")
     return state
+
+
+def _is_damage(error: Exception) -> bool:
+    if isinstance(error, FileNotFoundError | KeyError | json.JSONDecodeError | UnicodeDecodeError):
+        return True
+    return isinstance(error, ValueError) and _DAMAGE.match(str(error)) is not None
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a checkpoint to what Orbax takes for none."""
+    if jax.process_index() == 0:
+        aside = path.with_name(f"{path.name}.unusable")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+
+
+@contextmanager
+def _unwritable(directory: Path) -> Iterator[None]:
+    """Say in a line what Orbax says in hundreds; tensorstore raises ValueError for a full disk."""
+    try:
+        yield
+    except TimeoutError:  # of another process
+        raise
+    except (OSError, ValueError) as error:
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(found[1]) if found else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error).partition("\n")[0]
+        raise UnwritableError(f"cannot write {directory}: {reason}") from error
+
+
+@contextmanager
+def _orbax_quiet() -> Iterator[None]:
+    """Orbax logs the errors that it raises, once in every thread that they pass."""
+    log = logging.getLogger("absl")
+
+    def is_news(record: logging.LogRecord) -> bool:
+        return not record.exc_info
+
+    log.addFilter(is_news)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_news)
+
+
+@functools.cache
+def _hush_what_is_left_unfinished() -> None:
+    """Orbax leaves behind what it had begun beside a save or restore that failed.
+
+    That complains when it is done, or is collected at the end of the process, to nobody's use.
+    """
+    report = sys.unraisablehook
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
+        if not late and not _OF_ORBAX.match(repr(unraisable.object)):
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
@@ -145,7 +258,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
 
     Raises:
       CheckpointError: a part of the model that a file cannot describe, such as an activation
-        given as a function, or a file that cannot be written.
+        given as a function.
+      UnwritableError: the file cannot be written.
     """
     path = Path(path)
     description = json.dumps(_describe(params.model, "model"))
@@ -158,7 +272,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         draft.write_bytes(content)
         draft.replace(path)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        draft.unlink(missing_ok=True)
+        raise UnwritableError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load(path: str | os.PathLike[str]) -> Params:

@@ -403,14 +403,14 @@ def _rows(data: Any, batch: Int[Array, "batch"] | Int[np.ndarray, "batch"]) -> A
     return jax.tree.map(lambda leaf: leaf[batch], data)
 
 
-def _convolves_on_cpu(run: Any, state: State, data: Any, batch_size: int) -> bool:
-    """Whether an epoch in one compiled call would be slow.
+def _convolves_on_cpu(run: Any, state: State, data: Any, batch_size: int) -> bool | None:
+    """Whether an epoch in one compiled call would be slow; None where the call is itself traced.
 
     XLA on CPU takes 20 times as long for the gradient of a convolution's kernel inside a loop.
     """
     leaves = jax.tree.leaves(data)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
-        return False
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, data))):
+        return None
     if {device.platform for leaf in leaves for device in leaf.devices()} != {"cpu"}:
         return False
     steps = steps_per_epoch(_num_examples(data), batch_size)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from jvae import cores
 from jvae.data.dataset import DataError
 
 # Pillow goes by the content, and would start Ghostscript for one of PostScript.
@@ -69,7 +70,7 @@ class ImageFiles:
         Raises:
           DataError: a file cannot be decoded.
         """
-        with ThreadPoolExecutor(os.cpu_count()) as threads:
+        with ThreadPoolExecutor(cores.count()) as threads:
             read = threads.map(self._size, range(len(self)))
             for _ in tqdm(
                 read, "Checking images", len(self), unit=" images", disable=None, delay=1

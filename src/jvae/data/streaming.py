@@ -1,12 +1,12 @@
 """Batches of data that is larger than memory, read with Grain while the device computes."""
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from jvae import cores
 from jvae.data.dataset import Examples
 from jvae.training import steps_per_epoch
 
@@ -76,6 +76,6 @@ def batches(
 
     batched = grain.MapDataset.source(Share()).batch(size)
     options = grain.ReadOptions(
-        num_threads=min(os.cpu_count() or 1, READ_AHEAD), prefetch_buffer_size=READ_AHEAD
+        num_threads=min(cores.count(), READ_AHEAD), prefetch_buffer_size=READ_AHEAD
     )
     return iter(batched[step:].to_iter_dataset(options))

@@ -32,6 +32,7 @@ import rich.progress
 import rich.table
 import tyro
 
+from jvae import cores
 from jvae.experiments import command_line, run_folder
 from jvae.experiments.config import ConfigError
 from jvae.experiments.contestants import CONTESTANTS, load_work
@@ -413,7 +414,7 @@ def _cpu_model() -> str:
 def main() -> None:
     """The command line."""
     # An ensemble takes a device a core; everything else runs on the first, with all threads.
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())
+    jax.config.update("jax_num_cpu_devices", cores.count())
     command_line.run(lambda: run(tyro.cli(Config, prog="python -m jvae.experiments.benchmark")))
 
 

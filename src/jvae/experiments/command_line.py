@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import jax
 
 from jvae import distributed
-from jvae.checkpoint import CheckpointError
+from jvae.checkpoint import CheckpointError, UnwritableError
 from jvae.data import DataError
 from jvae.experiments import compilation_cache
 from jvae.experiments.config import ConfigError
@@ -69,10 +69,10 @@ def _run(command: Callable[[], object]) -> None:
             command()
         finally:  # `--help` too ends in a SystemExit: a closed pipe is met here, not at exit
             sys.stdout.flush()
+    except (FloatingPointError, ImportError, UnwritableError) as error:
+        _end(_said(error), 1)
     except REFUSALS as error:
-        _end(f"error: {error}", 2)
-    except (FloatingPointError, ImportError) as error:
-        _end("\n".join([f"error: {error}", *getattr(error, "__notes__", ())]), 1)
+        _end(_said(error), 2)
     except subprocess.CalledProcessError as error:
         sys.exit(error.returncode)
     except Interrupted as error:
@@ -85,17 +85,21 @@ def _run(command: Callable[[], object]) -> None:
             raise
         _end(f"error: {distributed.no_answer(error)}", 1)
     except OSError as error:  # a full disk, say
-        _end(f"error: {error}", 1)
+        _end(_said(error), 1)
     except distributed.OtherProcessError as error:
         _end(f"error: {error}", 1)
     except KeyboardInterrupt:
-        _end("Interrupted before training.", 130)
+        _end("Interrupted.", 130)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
     """Leave by way of every `finally`: temporary folders are removed."""
     del frame
-    raise Interrupted("Terminated before training.", signum)
+    raise Interrupted("Terminated.", signum)
+
+
+def _said(error: Exception) -> str:
+    return "\n".join([f"error: {error}", *getattr(error, "__notes__", ())])
 
 
 def _end(message: str, exit_code: int) -> NoReturn:

@@ -10,7 +10,6 @@ import functools
 import importlib
 import itertools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
 import jvae
-from jvae import binarisation, distributed, training
+from jvae import binarisation, cores, distributed, training
 from jvae.estimators import Bound
 
 BATCH_SIZE = 100
@@ -255,7 +254,7 @@ def jvae_likelihood(work: Work) -> Run:
 def torch_likelihood(work: Work) -> Run:
     """The same in PyTorch eager, as many rows at once."""
     torch = importlib.import_module("torch")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores.count())
     torch.manual_seed(work.seed)
     layers = [(torch.tensor(kernel), torch.tensor(bias)) for kernel, bias in work.layers]
     images = torch.from_numpy(work.grey[: work.steps])
@@ -398,7 +397,7 @@ def torch_dataloader(work: Work) -> Run:
 
 def _torch(work: Work, minibatches: Callable[[], Iterable[Any]]) -> Run:
     torch = importlib.import_module("torch")
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(cores.count())
     torch.manual_seed(work.seed)
     affine = [torch.nn.Linear(*kernel.shape) for kernel, _ in work.layers]
     for layer, (kernel, bias) in zip(affine, work.layers, strict=True):

@@ -11,7 +11,7 @@ import jax
 import rich.console
 from jax.sharding import Mesh
 
-from jvae import distributed
+from jvae import cores, distributed
 from jvae.experiments.config import Config, ConfigError
 from jvae.experiments.interrupt import keep_sigterm
 
@@ -47,7 +47,7 @@ def _share_of_cpu(config: Config) -> int:
     """Those asked for, or for an ensemble one for each core it can use."""
     if config.devices != "auto":
         return config.devices
-    return _largest_share(config.seeds, os.cpu_count() or 1)
+    return _largest_share(config.seeds, cores.count())
 
 
 def check_alike(given: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shlex
 import shutil
@@ -49,13 +50,14 @@ def run(
     Raises:
       ConfigError: fewer training examples than one batch, or devices that cannot share it.
       RunFolderError: the run's folder cannot be made or continued.
-      CheckpointError: the checkpoint to go on from does not fit.
+      CheckpointError: the checkpoint to go on from does not fit, or one cannot be written.
       Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
         where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
         saved, `failure.json` says where it happened, and `failure/` holds that step for
         `jvae.experiments.replay`.
-      FloatingPointError: the test ELBO did, with both finite; what stays is the last checkpoint.
+      FloatingPointError: the test ELBO did, with both finite; the state before that epoch is
+        saved, and `failure.json` says where it happened.
       ImportError: a logger that the settings ask for is not installed.
     """
     job.config.check_examples(len(job.train))
@@ -93,6 +95,12 @@ def run(
                 f"{shlex.quote(str(job.folder))}",
                 error.signum,
             ) from None
+        except (OSError, checkpoint.UnwritableError) as error:
+            error.add_note(
+                "To go on once that is mended: the same command with --resume --out "
+                f"{shlex.quote(str(job.folder))}"
+            )
+            raise
     results.report(console, job, result)
     return result
 
@@ -120,7 +128,7 @@ def _write_results(job: Job, state: training.TrainState, result: dict[str, Any])
             checkpoint.save(job.folder / "models" / f"seed_{seed}.safetensors", params)
     run_folder.write_json(job.folder / "result.json", result)
     figures.draw(job, models[0])
-    (job.folder / "failure.json").unlink(missing_ok=True)
+    (job.folder / run_folder.FAILURE).unlink(missing_ok=True)
     shutil.rmtree(job.folder / "failure", ignore_errors=True)
     if int(state.step) % job.steps_per_epoch == 0:
         (job.folder / run_folder.UNFINISHED).unlink(missing_ok=True)
@@ -132,12 +140,13 @@ def _check_same_run(job: Job) -> None:
     free = set(FREE_ON_RESUME)
     if job.config.schedule == "cosine":
         free.remove("epochs")  # the schedule's length: every epoch depends on it
-    if (job.folder / "failure.json").exists():
-        free.add("learning_rate")  # the same one would fail again
     fields = dataclasses.fields(job.config)
     # A setting that is newer than the run had its default.
     defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     before = run_folder.json_round_trip(defaults) | saved
+    failure = run_folder.read_failure(job.folder)
+    if failure and failure.get("learning_rate_setting") == before["learning_rate"]:
+        free.add("learning_rate")  # the same one would fail again
     fixed = {field.name for field in fields} - free
     changed = [
         f"{name} was {before.get(name)}, is {ours[name]}"
@@ -148,7 +157,22 @@ def _check_same_run(job: Job) -> None:
         raise run_folder.RunFolderError(
             f"{job.folder} is a run of other settings: {'; '.join(changed)}"
         )
-    # What it was made with stays on record beside what goes on with it.
+    run_folder.read_metrics(job.folder)  # which refuses what is none
+
+
+def _write_resumed(job: Job, step: int) -> None:
+    """What the run was made with stays on record beside what goes on with it from `step`.
+
+    A learning rate may be another after a failure; the one in force is that of `config.json`.
+    """
+    saved = run_folder.read_settings(job.folder)
+    ours = run_folder.json_round_trip(job.settings())
+    rate = ours["learning_rate"]
+    first = {"from_step": 0, "learning_rate": saved.get("learning_rate", rate)}
+    rates = [r for r in saved.get("learning_rates", [first]) if r["from_step"] < step]
+    if not rates or rates[-1]["learning_rate"] != rate:
+        rates.append({"from_step": step, "learning_rate": rate})
+    saved |= {"learning_rate": rate, "learning_rates": rates}
     saved.setdefault("resumed_with", []).append(ours)
     run_folder.write_json(job.folder / "config.json", saved)
 
@@ -188,14 +212,21 @@ def _train(
         if config.resume:
             # Killed before its first checkpoint, a run starts over: the result is the same.
             if checkpoints.latest_step() is not None:
-                state = checkpoint.restore_latest(checkpoints, state, on_damaged=console.print)
-            distributed.on_first_process(
-                lambda: run_folder.rewind_metrics(job.folder, int(state.step))
-            )
+                say = functools.partial(
+                    console.print, soft_wrap=True, markup=False, highlight=False
+                )
+                state = checkpoint.restore_latest(checkpoints, state, on_damaged=say)
+            resumed_at = int(state.step)
+
+            def rewind() -> None:
+                _write_resumed(job, resumed_at)
+                run_folder.rewind_metrics(job.folder, resumed_at)
+
+            distributed.on_first_process(rewind)
         done = int(state.step) // job.steps_per_epoch
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
-        start = time.perf_counter()
+        start, good = time.perf_counter(), state
 
         def batches(step: int) -> Iterator[Any]:
             read: Iterator[Any] = data.batches(
@@ -210,7 +241,7 @@ def _train(
                     return
 
         def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
-            nonlocal start, earlier
+            nonlocal start, earlier, good
             seconds = time.perf_counter() - start
             of_steps = np.asarray(info.bound, object)
             if info.skipped is not None:
@@ -242,7 +273,7 @@ def _train(
             progress.update(bar, completed=done, status=status)
             if not console.is_terminal and done % max(1, config.epochs // 20) == 0:
                 console.print(f"epoch {done}/{config.epochs}  {status}")
-            start = time.perf_counter()
+            start, good = time.perf_counter(), state
             return ending
 
         try:
@@ -256,36 +287,49 @@ def _train(
                     max_skipped=config.max_skipped,
                 )
             return state if mesh is None else distributed.to_host(state)
-        except training.NonFiniteError as error:
-            checkpoint.save_state(checkpoints, error.last_good_state)
-            distributed.on_first_process(lambda: _write_failure(job, error))
+        except FloatingPointError as error:  # of a step, or of the test ELBO
+            checkpoint.save_state(checkpoints, good)
+            distributed.on_first_process(functools.partial(_write_failure, job, error, good))
             raise
 
 
-def _write_failure(job: Job, error: training.NonFiniteError) -> None:
-    """Keep where it happened, and the step; tell the user in notes of the error."""
+def _write_failure(job: Job, error: FloatingPointError, good: training.TrainState) -> None:
+    """Keep where it happened; tell the user in notes of the error."""
     config, rate = job.config, job.learning_rate
-    good = distributed.to_host(training.members(error.last_good_state)[error.member])
+    if isinstance(error, training.NonFiniteError):
+        step = error.step
+        what = {"bound": str(error.bound), "seed": config.all_seeds[error.member]}
+    else:  # the test ELBO, after the last step of the epoch
+        step = (int(good.step) // job.steps_per_epoch + 1) * job.steps_per_epoch - 1
+        what = {}
     where: dict[str, Any] = {
-        "step": error.step,
-        "bound": str(error.bound),
-        "learning_rate": float(rate(error.step) if callable(rate) else rate),
+        "step": step,
+        "learning_rate": float(rate(step) if callable(rate) else rate),
+        "learning_rate_setting": config.learning_rate,
         "last_good_step": int(good.step),
-        "seed": config.all_seeds[error.member],
+        **what,
     }
-    run_folder.write_json(job.folder / "failure.json", where)
-    seed = f"Of seed {where['seed']}. " if config.seeds > 1 else ""
+    run_folder.write_json(job.folder / run_folder.FAILURE, where)
+    seed = f"Of seed {what['seed']}. " if what and config.seeds > 1 else ""
     error.add_note(
-        f"{seed}The learning rate was {where['learning_rate']:g}. To go on from that state: "
-        f"another --learning-rate with --resume --out {shlex.quote(str(job.folder))}"
+        f"{seed}The learning rate was {where['learning_rate']:g}. To go on from the state of step "
+        f"{good.step}: another --learning-rate with --resume --out "
+        f"{shlex.quote(str(job.folder))}"
     )
+    if isinstance(error, training.NonFiniteError):
+        _write_bundle(job, error, distributed.to_host(training.members(good)[error.member]))
+
+
+def _write_bundle(job: Job, error: training.NonFiniteError, good: training.TrainState) -> None:
+    """Keep the step at fault, which follows from the last good state of the model that failed."""
+    config = job.config
     batches: Iterable[Any]
     if job.streamed:
         batches = data.batches(
             job.train,
             config.batch_size,
             seed=config.seed,
-            step=where["last_good_step"],
+            step=int(good.step),
             process_index=0,
             process_count=1,
         )

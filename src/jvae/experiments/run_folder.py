@@ -16,10 +16,13 @@ from typing import Any
 
 import jax
 
+from jvae import cores
+
 UNFINISHED = "unfinished_epochs.json"
 # One more than there are checkpoints to go on from.
 _UNFINISHED_KEPT = 3
 EVALUATION = "evaluation.json"
+FAILURE = "failure.json"
 
 
 class RunFolderError(RuntimeError):
@@ -108,6 +111,15 @@ def read_result(folder: Path) -> dict[str, Any]:
     return result
 
 
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """The `failure.json` of a run that met numbers that are not finite, else None.
+
+    Raises:
+      RunFolderError: it is no JSON object.
+    """
+    return _read_json(folder, FAILURE, missing="") if (folder / FAILURE).exists() else None
+
+
 def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """The `evaluation.json` of a run that was evaluated, else None.
 
@@ -136,9 +148,17 @@ def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` so that a reader finds the old file or the new one, never a part."""
-    draft, text = _draft(path), json.dumps(value, indent=2, allow_nan=False) + "\n"
-    draft.write_text(text)
-    draft.replace(path)
+    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = _draft(path)
+    try:
+        draft.write_text(text)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _draft(path: Path) -> Path:
@@ -152,19 +172,31 @@ def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`; a last line cut short by a crash does not count."""
+    """The lines of `metrics.jsonl`; a last line cut short by a crash does not count.
+
+    Raises:
+      RunFolderError: another line is no record of an epoch.
+    """
     path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_record(path, i, line) for i, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(line)
+        int(record["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(
+            f"{path}, line {number} is no record of an epoch: delete it ({error})"
+        ) from error
+    return record
 
 
 def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines after `step`, which a resumed run will write again; return the rest."""
     kept = [record for record in read_metrics(folder) if record["step"] <= step]
-    path = folder / "metrics.jsonl"
-    draft = _draft(path)
-    draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    draft.replace(path)
+    _replace(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 
@@ -210,7 +242,7 @@ def provenance() -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "devices": [f"{device.platform}: {device.device_kind}" for device in jax.devices()],
-        "cores": os.cpu_count(),
+        "cores": cores.count(),
     }
 
 
