@@ -1,5 +1,6 @@
 """Strictness for every test, and the fixtures that several files share."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -7,6 +8,8 @@ import jax
 import jaxtyping
 import pytest
 
+# LLVM optimises longer than the small programs of these tests run; new processes inherit this.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # For what is spread over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 # The silent (Z,) * (K, Z) broadcast is the classic bug of a VAE.

@@ -327,7 +327,7 @@ def test_before_training_processes_agree_or_end(tmp_path: Path) -> None:
     )
     stopped = "OtherProcessError: process 1 has stopped: its message says why"
     division = "ZeroDivisionError: division by zero"
-    signalled = "Interrupted: Terminated before training."
+    signalled = "Interrupted: Terminated."
     for printed, failed in ((out, stopped), (out_1, division)):  # the first line is Gloo's
         expected = ["1", signalled, "['a', 'éa']", failed, differing, "None"]
         assert printed.splitlines()[-6:] == expected, (error, error_1)

@@ -200,6 +200,8 @@ def _unwritable(directory: Path) -> Iterator[None]:
     except TimeoutError:  # of another process
         raise
     except (OSError, ValueError) as error:
+        if "Gloo" in str(error):  # of another process too
+            raise
         found = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(found[1]) if found else getattr(error, "errno", None)
         reason = os.strerror(code) if code else str(error).partition("\n")[0]

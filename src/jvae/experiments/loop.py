@@ -265,7 +265,8 @@ def _train(
                 logbook.write(loggers, job, state, record, in_full=saving)
 
             distributed.on_first_process(write)
-            if saving:
+            ending = ending or stop()  # a signal may have come in the meantime
+            if saving or ending:
                 checkpoint.save_state(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
@@ -349,8 +350,10 @@ def _ended_with_the_others(job: Job) -> Iterator[None]:
     """
     try:
         yield
-    except (jax.errors.JaxRuntimeError, TimeoutError) as error:
-        if jax.process_count() == 1:
+    except Exception as error:
+        # Orbax has its own waits for the others, whose errors are of any kind.
+        of_others = isinstance(error, jax.errors.JaxRuntimeError | TimeoutError)
+        if jax.process_count() == 1 or not (of_others or "Gloo" in str(error)):
             raise
         _leave(job, error)
 
