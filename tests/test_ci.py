@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "run"
-pytestmark = pytest.mark.skipif(not SCRIPT.exists(), reason="not in a source distribution")
 
 
 def run_with(tmp_path: Path, *pythons: str, venv: str | None = None) -> tuple[int, str, str]:

@@ -143,7 +143,7 @@ def test_an_interrupted_study_keeps_what_was_measured(
     monkeypatch.setattr(paper, "choose_step_size", lambda *a, **k: paper.Trial(1, 0.1, {0.1: -1.0}))
     monkeypatch.setattr(full_bayes, "_measured", points_until(Interrupted("", 2)))
     one_seed = dataclasses.replace(config, out=tmp_path, seeds=1)
-    with pytest.raises(Interrupted, match="holds 1 points; --redraw draws them"):
+    with pytest.raises(Interrupted, match=r"1 measurements are in .*; --redraw draws them"):
         full_bayes.run(one_seed)
     full_bayes.run(dataclasses.replace(one_seed, redraw=True))
     (row,) = full_bayes_figures.table(full_bayes_figures.read(path_of(one_seed))).splitlines()[2:]

@@ -838,7 +838,6 @@ def test_a_line_that_is_no_metric_is_refused_before_anything_changes(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limit on files there")
 @pytest.mark.usefixtures("no_figures")
 def test_a_checkpoint_that_cannot_be_written_is_said_and_costs_nothing(
     grey: Path, tmp_path: Path

@@ -22,7 +22,7 @@ import safetensors
 import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers, multihost
 
-from jvae import models, networks, priors
+from jvae import distributed, models, networks, priors
 from jvae.models import Params
 from jvae.training import State, StateT
 
@@ -200,7 +200,7 @@ def _unwritable(directory: Path) -> Iterator[None]:
     except TimeoutError:  # of another process
         raise
     except (OSError, ValueError) as error:
-        if "Gloo" in str(error):  # of another process too
+        if distributed.is_lost_connection(error):
             raise
         found = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(found[1]) if found else getattr(error, "errno", None)

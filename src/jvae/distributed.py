@@ -185,6 +185,11 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(number)).max())
 
 
+def is_lost_connection(error: Exception) -> bool:
+    """Whether it says that another process could not be reached; no type of its own does."""
+    return "Gloo" in str(error)
+
+
 def no_answer(error: Exception) -> str:
     """What an error of JAX most likely means where there are several processes."""
     reason = str(error).partition("\n")[0]

@@ -10,7 +10,6 @@ from jvae.estimators.powers import cubo, renyi, tvo
 from jvae.estimators.sampling import (
     Bound,
     LogDensities,
-    log_densities,
     log_mean_exp,
     log_power_mean,
     with_gradient_of,
@@ -32,7 +31,6 @@ __all__ = [
     "elbo",
     "free_bits_elbo",
     "iwae",
-    "log_densities",
     "log_mean_exp",
     "log_power_mean",
     "minibatch_elbo",

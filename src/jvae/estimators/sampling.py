@@ -57,26 +57,6 @@ class Draws(NamedTuple):
     logs: LogDensities
 
 
-def log_densities(
-    params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], key: PRNGKeyArray
-) -> LogDensities:
-    """The three log-densities at one reparameterised draw z ~ q, given q = q(z|x).
-
-    Kingma & Welling (2014), eq. 4: z = g(ε, x) with ε from `key`.
-
-    Args:
-      params: from `jvae.init`.
-      q: `jvae.posterior(params, x)`, so that many draws encode x once.
-      x: float [*batch, *data_shape].
-      key: a typed PRNG key.
-
-    Returns:
-      `LogDensities`, each [*batch] nats.
-    """
-    logs = draw(params, q, x, key[None])[1]
-    return LogDensities(*(log[0] for log in logs))
-
-
 def draw(
     params: Params, q: Any, x: Shaped[Array | np.ndarray, "..."], keys: Key[Array, "num"]
 ) -> tuple[Any, LogDensities]:

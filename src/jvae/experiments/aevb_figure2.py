@@ -19,7 +19,7 @@ STUDY = "aevb_figure2"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(curves.Config):
+class Config(curves.BandConfig):
     """Learning curves of AEVB and wake-sleep by the paper's settings, with bands over seeds."""
 
     datasets: tuple[DatasetName, ...] = ("mnist", "frey_face")
@@ -28,8 +28,6 @@ class Config(curves.Config):
     """Sizes of z; by default the paper's: 3, 5, 10, 20, 200, and 2, 5, 10, 20 of Frey Face."""
     learners: tuple[LearnerName, ...] = ("aevb", "wake_sleep")
     """Who takes part."""
-    seeds: int = 3
-    """Models of each curve, with SEED, SEED + 1, …"""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -37,18 +35,11 @@ class Config(curves.Config):
         Raises:
           ConfigError: names the flag.
         """
-        if self.seeds < 1:
-            raise ConfigError(f"--seeds must be at least 1, got {self.seeds}")
         if not self.datasets or not self.learners:
             raise ConfigError("--datasets and --learners need at least one name each")
         if self.latent_dims is not None:
             curves.check_latent_dims(self.latent_dims)
         super().__post_init__()
-
-    @property
-    def all_seeds(self) -> range:
-        """The seed of each model."""
-        return range(self.seed, self.seed + self.seeds)
 
     @property
     def curves(self) -> Iterator[Curve]:

@@ -34,7 +34,6 @@ from jvae.experiments import (
     results,
 )
 from jvae.experiments.config import ConfigError
-from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.paper import BATCH_SIZE, Keys
 from jvae.learners import mcem
 
@@ -50,7 +49,7 @@ Advance = Callable[[int], object]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(curves.Config):
+class Config(curves.BandConfig):
     """log p(x) against training samples, for three learners, and how well it is estimated."""
 
     dataset: Literal["mnist", "mnist_5k"] = "mnist"
@@ -89,7 +88,7 @@ class Config(curves.Config):
             raise ConfigError(f"--num-examples must be {found}")
         if not self.methods:
             raise ConfigError("--methods needs at least one name")
-        least = {"seeds": 1, "images_along": 2, "images_compared": 2, "transitions": 1}
+        least = {"images_along": 2, "images_compared": 2, "transitions": 1}
         least |= {"temperatures": 1, "chains": 2, "importance_samples": 2}
         for name, low in least.items():
             if getattr(self, name) < low:
@@ -99,11 +98,6 @@ class Config(curves.Config):
             expected = f"at least the {self.images_compared} of --images-compared"
             raise ConfigError(f"--images must be {expected}, got {self.images}")
         super().__post_init__()
-
-    @property
-    def all_seeds(self) -> range:
-        """The seed of each model."""
-        return range(self.seed, self.seed + self.seeds)
 
     @property
     def checkpoints(self) -> list[int]:
@@ -135,26 +129,16 @@ def run(config: Config) -> Path:
 def _measure_into(folder: Path, config: Config) -> None:
     path = folder / f"{config.targets}.jsonl"
     records.refuse_taken(path)
-    start, points = time.perf_counter(), 0
+    start = time.perf_counter()
     nums = dict.fromkeys(config.num_examples)
     data = [
         paper.load(config.dataset, config.targets, config.data_dir, num_train=num) for num in nums
     ]
-    bar = rich.progress.Progress(
-        *rich.progress.Progress.get_default_columns(),
-        console=rich.console.Console(stderr=True),
-    )
-    with catch_interrupt():
-        try:
-            with bar, records.recording(path, STUDY, _settings(config), start=start) as write:
-                for point in _measured(config, data, bar):
-                    write(point)
-                    points += 1
-        except Interrupted as error:
-            text = "Interrupted before the first measurement."
-            if points:
-                text = f"Interrupted: {points} measurements are in {path}; --redraw draws them."
-            raise Interrupted(text, error.signum) from error
+    bar = curves.progress_bar(rich.console.Console(stderr=True))
+    record = records.recording(path, STUDY, _settings(config), start=start)
+    with records.keeping(path), bar, record as write:
+        for point in _measured(config, data, bar):
+            write(point)
 
 
 def _settings(config: Config) -> dict[str, Any]:
@@ -181,7 +165,7 @@ def _measured(
     images = 2 * (config.seeds * images + 2 * config.images_compared) + 3 * config.images_along
     work = config.trial_steps + config.checkpoints[-1] + STEPS_AN_IMAGE * images
     methods = list(dict.fromkeys(config.methods))
-    task = bar.add_task("", total=work * len(methods) * len(data))
+    task = bar.add_task("", total=work * len(methods) * len(data), status="")
     for done, (of, method) in enumerate((of, method) for of in data for method in methods):
         description = f"{of.num_train:,} images, {method}"
         bar.update(task, description=description, completed=work * done)

@@ -57,7 +57,8 @@ class Config:
         if self.trial_steps < 1:
             raise ConfigError(f"--trial-steps must be at least 1, got {self.trial_steps}")
         if not 0 <= self.seed <= 2**32 - len(self.all_seeds):
-            raise ConfigError(f"--seed must be from 0 to 2**32 - 1, got {self.seed}")
+            expected = f"from 0 to 2**32 - {len(self.all_seeds)}"
+            raise ConfigError(f"--seed must be {expected}, got {self.seed}")
         if self.redraw and self.out is None:
             raise ConfigError("--redraw needs --out, the folder of the records")
 
@@ -69,6 +70,29 @@ class Config:
     def folder(self, study: str) -> Path:
         """Where records and figures go."""
         return self.out or run_folder.default_path(study)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BandConfig(Config):
+    """Settings that the studies with several models a curve share."""
+
+    seeds: int = 3
+    """Models of each curve, with SEED, SEED + 1, …"""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range.
+
+        Raises:
+          ConfigError: names the flag.
+        """
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds must be at least 1, got {self.seeds}")
+        super().__post_init__()
+
+    @property
+    def all_seeds(self) -> range:
+        """The seed of each model."""
+        return range(self.seed, self.seed + self.seeds)
 
 
 class Curve(NamedTuple):

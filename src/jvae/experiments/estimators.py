@@ -37,7 +37,6 @@ from jvae.experiments import (
     run_folder,
 )
 from jvae.experiments.config import ConfigError
-from jvae.experiments.interrupt import Interrupted, catch_interrupt
 
 NUM_BLOCKS = 10
 # Of values that a chunk of draws may hold in an activation, and in its gradients: these fit into
@@ -168,21 +167,14 @@ def run(config: Config) -> Path:
 def _measure_into(folder: Path, config: Config) -> None:
     path = folder / f"{config.model}.jsonl"
     records.refuse_taken(path)
-    start, points = time.perf_counter(), 0
-    with catch_interrupt():
-        try:
-            keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
-            params, x, description = SUBJECTS[config.model](config, keys.model)
-            settings = _settings(config) | description
-            with records.recording(path, "estimators", settings, start=start) as write:
-                for point in _measured(config, params, x, keys):
-                    write(point)
-                    points += 1
-        except Interrupted as error:
-            text = "Interrupted before the first measurement."
-            if points:
-                text = f"Interrupted: {points} measurements are in {path}; --redraw draws them."
-            raise Interrupted(text, error.signum) from error
+    start = time.perf_counter()
+    with records.keeping(path):
+        keys = Keys(*jax.random.split(jax.random.key(config.seed), len(Keys._fields)))
+        params, x, description = SUBJECTS[config.model](config, keys.model)
+        settings = _settings(config) | description
+        with records.recording(path, "estimators", settings, start=start) as write:
+            for point in _measured(config, params, x, keys):
+                write(point)
 
 
 def _settings(config: Config) -> dict[str, Any]:

@@ -28,10 +28,8 @@ from jvae.experiments import (
     paper,
     records,
     results,
-    run_folder,
 )
 from jvae.experiments.config import ConfigError
-from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.paper import BATCH_SIZE, Keys
 from jvae.learners import aevb, full_bayes
 from jvae.learners.full_bayes import WeightPosterior
@@ -51,7 +49,7 @@ BOUNDS: Mapping[str, Bound] = MappingProxyType(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(curves.BandConfig):
     """Learning curves of full variational Bayes and of MAP, with bands over seeds."""
 
     dataset: Literal["mnist", "mnist_5k"] = "mnist"
@@ -70,21 +68,11 @@ class Config:
     """Units of the hidden layers."""
     initial_scale: float = full_bayes.INITIAL_SCALE
     """σ of every weight under q(θ) before the first step."""
-    max_samples: int = 1_000_000
-    """Training samples that each model is shown, a multiple of 100."""
     trial_steps: int = paper.TRIAL_STEPS
     """Steps after which the step size of Adagrad is chosen by what the method maximises."""
-    seed: int = 0
-    """Of weights, order and all noise."""
-    seeds: int = 3
-    """Models of each curve, with SEED, SEED + 1, …"""
-    data_dir: Path | None = None
-    """Folder of all datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     out: Path | None = None
     """Folder for full_bayes.jsonl, a line a checkpoint as they come, its table and figure; by
     default runs/full_bayes-DATE-TIME."""
-    redraw: bool = False
-    """Train nothing: draw the figure and print the table of the record in OUT."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -92,29 +80,18 @@ class Config:
         Raises:
           ConfigError: names the flag.
         """
-        if self.max_samples < BATCH_SIZE or self.max_samples % BATCH_SIZE:
-            expected = f"a multiple of {BATCH_SIZE}, at least {BATCH_SIZE}"
-            raise ConfigError(f"--max-samples must be {expected}, got {self.max_samples}")
         if not self.num_examples or min(self.num_examples) < BATCH_SIZE:
             expected = f"at least {BATCH_SIZE} each, a minibatch"
             raise ConfigError(f"--num-examples must be {expected}, got {self.num_examples}")
         if not self.methods:
             raise ConfigError("--methods needs at least one name")
-        for name in ("latent_dim", "hidden", "trial_steps", "seeds"):
+        for name in ("latent_dim", "hidden"):
             if getattr(self, name) < 1:
                 flag = "--" + name.replace("_", "-")
                 raise ConfigError(f"{flag} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.initial_scale < np.inf:
             raise ConfigError(f"--initial-scale must be positive, got {self.initial_scale}")
-        if not 0 <= self.seed <= 2**32 - self.seeds:
-            raise ConfigError(f"--seed must be from 0 to 2**32 - {self.seeds}, got {self.seed}")
-        if self.redraw and self.out is None:
-            raise ConfigError("--redraw needs --out, the folder of the record")
-
-    @property
-    def all_seeds(self) -> range:
-        """The seed of each model."""
-        return range(self.seed, self.seed + self.seeds)
+        super().__post_init__()
 
     @property
     def curves(self) -> Iterator["Curve"]:
@@ -149,7 +126,7 @@ def run(config: Config) -> Path:
       Interrupted: Ctrl-C or SIGTERM came; what was measured stays, and can be drawn.
       FloatingPointError: a bound is not finite.
     """
-    folder = config.out or run_folder.default_path(STUDY)
+    folder = config.folder(STUDY)
     path = folder / f"{STUDY}.jsonl"
     if not config.redraw:
         _measure_into(path, config)
@@ -159,38 +136,31 @@ def run(config: Config) -> Path:
 
 def _measure_into(path: Path, config: Config) -> None:
     records.refuse_taken(path)
-    start, done = time.perf_counter(), 0
+    start = time.perf_counter()
     bar = curves.progress_bar(rich.console.Console(stderr=True))
     steps = len(list(config.curves)) * (config.trial_steps + config.max_samples // BATCH_SIZE)
-    try:
-        with catch_interrupt(), bar:
-            task = bar.add_task("step sizes", total=steps, status="")
-            advance = functools.partial(bar.advance, task)
-            data = {
-                num: paper.load(config.dataset, config.targets, config.data_dir, num_train=num)
-                for num in dict.fromkeys(config.num_examples)
-            }
-            fits = {c: _fit(config, c, data[c.num_train]) for c in config.curves}
-            trials = {
-                curve: paper.choose_step_size(
-                    fit, config.seed, num_steps=config.trial_steps, advance=advance
-                )
-                for curve, fit in fits.items()
-            }
-            settings = _settings(config, fits, trials)
-            with records.recording(path, STUDY, settings, start=start) as write:
-                for curve, fit in fits.items():
-                    bar.update(task, description=curve.title, status="")
-                    step_size = trials[curve].step_size
-                    for point in _measured(config, curve, fit, step_size, advance):
-                        write(point)
-                        done += 1
-                        bar.update(task, status=f"test bound {point['test']:.1f}")
-    except Interrupted as error:
-        text = "Interrupted before the first measurement."
-        if done:
-            text = f"Interrupted: {path} holds {done} points; --redraw draws them."
-        raise Interrupted(text, error.signum) from error
+    with records.keeping(path), bar:
+        task = bar.add_task("step sizes", total=steps, status="")
+        advance = functools.partial(bar.advance, task)
+        data = {
+            num: paper.load(config.dataset, config.targets, config.data_dir, num_train=num)
+            for num in dict.fromkeys(config.num_examples)
+        }
+        fits = {c: _fit(config, c, data[c.num_train]) for c in config.curves}
+        trials = {
+            curve: paper.choose_step_size(
+                fit, config.seed, num_steps=config.trial_steps, advance=advance
+            )
+            for curve, fit in fits.items()
+        }
+        settings = _settings(config, fits, trials)
+        with records.recording(path, STUDY, settings, start=start) as write:
+            for curve, fit in fits.items():
+                bar.update(task, description=curve.title, status="")
+                step_size = trials[curve].step_size
+                for point in _measured(config, curve, fit, step_size, advance):
+                    write(point)
+                    bar.update(task, status=f"test bound {point['test']:.1f}")
 
 
 def _fit(config: Config, curve: Curve, data: paper.Data) -> paper.Fit:

@@ -353,7 +353,8 @@ def _ended_with_the_others(job: Job) -> Iterator[None]:
     except Exception as error:
         # Orbax has its own waits for the others, whose errors are of any kind.
         of_others = isinstance(error, jax.errors.JaxRuntimeError | TimeoutError)
-        if jax.process_count() == 1 or not (of_others or "Gloo" in str(error)):
+        lost = distributed.is_lost_connection(error)
+        if jax.process_count() == 1 or not (of_others or lost):
             raise
         _leave(job, error)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from jvae.experiments import run_folder
 from jvae.experiments.config import ConfigError
+from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.run_folder import RunFolderError
 
 Write = Callable[[Mapping[str, Any]], None]
@@ -81,6 +82,25 @@ def recording(
         write(header | run_folder.provenance())
         yield lambda point: write({"kind": "point", **point})
         write({"kind": "end", "wall_seconds": round(time.perf_counter() - start, 1)})
+
+
+@contextlib.contextmanager
+def keeping(path: Path) -> Iterator[None]:
+    """Catch Ctrl-C and SIGTERM, and say what of the record in `path` was kept.
+
+    Raises:
+      Interrupted: one of them came.
+    """
+    try:
+        with catch_interrupt():
+            yield
+    except Interrupted as error:
+        # After the header; a line cut short does not count.
+        points = path.read_bytes().count(b"\n") - 1 if path.exists() else 0
+        text = "Interrupted before the first measurement."
+        if points > 0:
+            text = f"Interrupted: {points} measurements are in {path}; --redraw draws them."
+        raise Interrupted(text, error.signum) from error
 
 
 def read(path: Path) -> Record:
