@@ -18,7 +18,16 @@ import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
-from jvae.experiments import devices, failure, figures, logbook, objective, results, run_folder
+from jvae.experiments import (
+    devices,
+    epochs,
+    failure,
+    figures,
+    logbook,
+    objective,
+    results,
+    run_folder,
+)
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.job import Job
 from jvae.experiments.logbook import Logger
@@ -51,8 +60,8 @@ def run(
       ConfigError: fewer training examples than one batch, or devices that cannot share it.
       RunFolderError: the run's folder cannot be made or continued.
       CheckpointError: the checkpoint to go on from does not fit, or one cannot be written.
-      Interrupted: SIGINT or SIGTERM came; training ended after the epoch in hand, or the batch
-        where data is streamed, and was saved.
+      Interrupted: SIGINT or SIGTERM came; training ended after the compiled call in hand, of at
+        most `epochs.STEPS_A_CALL` steps, or the batch where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
         saved, `failure.json` says where it happened, and `failure/` holds that step for
         `jvae.experiments.replay`.
@@ -187,7 +196,7 @@ def _train(
 ) -> training.TrainState:
     """The state after the last epoch, or where `stop()` was first true, on one device.
 
-    That is asked at the end of an epoch, and where data is streamed after each batch.
+    That is asked between compiled calls, and where data is streamed after each batch.
     """
     config = job.config
     step = training.make_step(objective.make_bound(config), job.optimizer)
@@ -200,11 +209,6 @@ def _train(
             state = distributed.place_members(state, mesh)
         if not job.streamed:
             examples = distributed.replicate(examples, mesh)
-    epoch = (
-        training.make_streamed_epoch(step, preprocess)
-        if job.streamed
-        else training.make_epoch(step, config.batch_size, preprocess)
-    )
     with (
         checkpoint.open_checkpoints(job.folder / "checkpoints") as checkpoints,
         _progress(console) as progress,
@@ -228,6 +232,9 @@ def _train(
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
         start, good = time.perf_counter(), state
 
+        def show(step: int) -> None:
+            progress.update(bar, completed=step / job.steps_per_epoch)
+
         def batches(step: int) -> Iterator[Any]:
             read: Iterator[Any] = data.batches(
                 job.train, config.batch_size, seed=config.seed, step=step
@@ -235,10 +242,16 @@ def _train(
             if mesh is not None and config.seeds == 1:
                 read = distributed.join_batches(read, mesh)
             for i, batch in enumerate(read, start=step):
-                progress.update(bar, completed=i / job.steps_per_epoch)
+                show(i)
                 yield batch
                 if stop():
                     return
+
+        if job.streamed:
+            epoch = training.make_streamed_epoch(step, preprocess)
+        else:
+            whole = training.make_epoch(step, config.batch_size, preprocess)
+            epoch = epochs.stoppable(whole, config.batch_size, stop=stop, on_step=show)
 
         def on_epoch(state: training.TrainState, info: training.StepInfo) -> bool:
             nonlocal start, earlier, good
@@ -335,8 +348,7 @@ def _write_bundle(job: Job, error: training.NonFiniteError, good: training.Train
             process_count=1,
         )
     else:
-        key = training.step_keys(good).shuffle
-        order = training.shuffled_batches(key, len(job.train), config.batch_size)
+        order = epochs.order_left(good, len(job.train), config.batch_size)
         batches = (job.train[batch] for batch in order)
     folder, num_train = job.folder / "failure", len(job.train)
     error.add_note(failure.write(folder, error, good, config, num_train, batches, job.preprocess))
