@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jvae.experiments import full_bayes, full_bayes_figures, paper, records
 from jvae.experiments.config import ConfigError
@@ -91,6 +92,12 @@ def test_points_are_bounds_under_q_and_at_its_mean() -> None:
     np.testing.assert_allclose(found["objective"], elbo - kl_of_weights(posterior) / 100, rtol=1e-5)
     at_mean = paper.ELBO(posterior.mean, data.shown, key)
     np.testing.assert_allclose(found["mean"], at_mean, rtol=1e-5)
+    # MAP's has the prior of the same weights.
+    of_map = full_bayes._fit(config, Curve(100, "map"), data)
+    theta = ravel_pytree(posterior.mean.weights["decoder"])[0]
+    np.testing.assert_allclose(
+        of_map.by_example(posterior.mean, data.shown, key), at_mean - theta @ theta / 200, rtol=1e-5
+    )
     start = weight_posterior(posterior.mean, scale=config.initial_scale)
     jax.tree.map(np.testing.assert_allclose, posterior.log_scale, start.log_scale)
 

@@ -45,7 +45,8 @@ def app_d(
     So neither holds exactly. Chains of finite length have not quite left the prior, and all 2 L
     depend on each other through the step size that they share: the estimate is no certain bound,
     and its standard error knows of neither. Both vanish as `num_transitions` grows, since a chain
-    with a fixed step size forgets where it began.
+    with a fixed step size forgets where it began; between modes far apart that can take longer than
+    anyone waits, and then the estimate is far too low.
 
     It is for few latents: as a Gaussian misses more of p(z|x), or as its covariance is to be had
     from too few samples, the weights vary without limit.

@@ -16,7 +16,7 @@ from jvae.experiments.config import ConfigError
 from jvae.experiments.curves import DatasetName
 
 STUDY = "aevb_figure4"
-TITLE = "p(x|z) at equal steps of prior probability"
+TITLE = "means of p(x|z) at equal steps of prior probability"
 SIDE = 20
 
 

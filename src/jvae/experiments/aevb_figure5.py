@@ -14,7 +14,7 @@ from jvae.experiments import command_line, curves, pictures
 from jvae.experiments.curves import DatasetName
 
 STUDY = "aevb_figure5"
-TITLE = "p(x|z), z from the prior"
+TITLE = "means of p(x|z), z from the prior"
 SIDE = 10
 
 

@@ -215,6 +215,8 @@ def _settings(config: Config, curve: Curve, data: paper.Data) -> dict[str, Any]:
     return {
         **curve._asdict(),
         **data.protocol,
+        "hidden": paper.SETTINGS[curve.dataset].hidden,
+        "batch_size": BATCH_SIZE,
         "max_samples": config.max_samples,
         "trial_steps": config.trial_steps,
         "seeds": list(config.all_seeds),
@@ -269,7 +271,7 @@ def _measured(
             if bad:
                 break
             began = time.perf_counter()
-        if on_trained is not None:
+        if on_trained is not None and not bad:
             on_trained(curve, state, keys)
 
 
@@ -302,13 +304,22 @@ class Measured(NamedTuple):
 
     @property
     def samples_per_second(self) -> float:
-        """Of all seeds together, after the first checkpoints, in which programs are compiled."""
-        middle = len(self.samples) // 2
-        if middle == len(self.samples) - 1:
-            return math.nan
-        samples = self.samples[-1] - self.samples[middle]
-        num_seeds = self.bounds["test"].shape[1]
-        return float(num_seeds * samples / (self.seconds[-1] - self.seconds[middle]))
+        """Of all seeds together."""
+        return samples_per_second(self.samples, self.seconds, self.bounds["test"].shape[1])
+
+
+def samples_per_second(
+    samples: Sequence[int] | np.ndarray, seconds: Sequence[float] | np.ndarray, num_seeds: int
+) -> float:
+    """Of all seeds together, over the later half of a curve's points; NaN of a curve of one.
+
+    Programs are compiled before its earlier points.
+    """
+    middle = len(samples) // 2
+    if middle == len(samples) - 1:
+        return math.nan
+    more = num_seeds * (samples[-1] - samples[middle])
+    return float(more / (seconds[-1] - seconds[middle]))
 
 
 def read(path: Path) -> Measured:

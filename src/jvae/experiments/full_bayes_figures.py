@@ -1,5 +1,6 @@
 """Figure and table of the study of full variational Bayes, from its record alone."""
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from jvae import plotting
 from jvae.experiments import records
 from jvae.experiments.curve_figures import LINES, NAMES, SHOWN, mean_and_stderr
+from jvae.experiments.curves import samples_per_second
 from jvae.experiments.run_folder import RunFolderError
 
 STYLES: Mapping[str, dict[str, Any]] = MappingProxyType(
@@ -45,6 +47,12 @@ class Measured(NamedTuple):
     seconds: np.ndarray
     bounds: dict[str, np.ndarray]
     kl: np.ndarray | None
+
+    @property
+    def seconds_a_sample(self) -> float:
+        """Of training."""
+        num_seeds = self.bounds["test"].shape[1]
+        return 1 / samples_per_second(self.samples, self.seconds, num_seeds)
 
     @property
     def gap(self) -> np.ndarray:
@@ -196,15 +204,15 @@ def table(study: Study) -> str:
     """The last point of every curve, in Markdown: mean ± standard error over seeds."""
     header = [
         *("examples", "method", "step size", "samples", "train bound", "test bound"),
-        *("train less test", "best test bound", "test at mean θ", "KL(q(θ) ‖ p(θ)) / N"),
-        *("bound of App. F / N", "time"),
+        *("train less test", "best test bound, chosen on test", "test at mean θ"),
+        *("KL(q(θ) ‖ p(θ)) / N", "bound of App. F / N", "time, of MAP's"),
     ]
     rows = [header, ["---"] * len(header)]
-    seconds = {of.num_train: of.seconds[-1] for of in study.curves if of.method == "map"}
+    seconds = {of.num_train: of.seconds_a_sample for of in study.curves if of.method == "map"}
     for of in study.curves:
         kl = None if of.kl is None else of.kl / of.num_train
         best = int(np.argmax(of.bounds["test"].mean(axis=1)))
-        of_map = seconds.get(of.num_train)
+        slower = of.seconds_a_sample / seconds.get(of.num_train, math.nan)
         rows.append(
             [
                 f"{of.num_train:,}",
@@ -214,7 +222,7 @@ def table(study: Study) -> str:
                 *(_last(values) for values in (of.bounds["train"], of.bounds["test"], of.gap)),
                 f"{of.bounds['test'][best].mean():.2f} at {of.samples[best]:,}",
                 *(_last(values) for values in (of.bounds.get("test_at_mean"), kl, of.objective)),
-                "" if of_map is None else f"{of.seconds[-1] / of_map:.1f}",
+                "" if math.isnan(slower) else f"{slower:.1f}",
             ]
         )
     return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)

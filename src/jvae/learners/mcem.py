@@ -99,6 +99,8 @@ def make_learner(
     acceptance for as long as the weights do change: log ε += (acceptance - target) / 2 after every
     minibatch, a Robbins & Monro (1951) iteration of constant gain. Dual averaging, whose gain
     falls to zero, would settle on a step size for posteriors that are wider than those to come.
+    A step size that follows the chains leaves p(z|x) invariant only nearly, and a chain that is
+    kept for an image sees another x where pixels are drawn anew.
 
     Args:
       optimizer: as `jvae.training.make_step` takes it. It sees no gradient of the encoder, which
