@@ -19,15 +19,13 @@ STYLES: Mapping[str, dict[str, Any]] = {
 }
 LINES = {"train": "-", "test": "--"}
 NAMES = {"mnist": "MNIST", "mnist_5k": "mnist_5k", "frey_face": "Frey Face"}
-# The vertical range is that of the last so many times more samples.
-SHOWN = 10
 
 
 def panels(measured: Mapping[Curve, Measured]) -> Figure:
     """A panel for each dataset and number of latents, laid out as the paper's Figure 2.
 
     Lines are medians over seeds, bands reach from the lowest seed to the highest. The vertical
-    range of a row holds the lines of the last decade: an untrained model can be arbitrarily bad.
+    range of a row is that of the ends, with some room: an untrained model can be arbitrarily bad.
 
     Args:
       measured: the curves, of one kind of targets.
@@ -60,8 +58,7 @@ def panels(measured: Mapping[Curve, Measured]) -> Figure:
             first.set_xscale("log")
             first.set_ylim(*_range(of_row))
             first.set_ylabel("bound, nats an image")
-    headers = [of.header for of in measured.values()]
-    figure.suptitle(_title(headers), fontsize="medium")
+    figure.suptitle(_title(measured), fontsize="medium")
     handles = {str(line.get_label()): line for axes in figure.axes for line in axes.get_lines()}
     figure.legend(
         list(handles.values()), list(handles), loc="outside lower center", ncols=4, frameon=False
@@ -84,22 +81,25 @@ def _draw(axes: Axes, of: Measured) -> None:
 
 
 def _range(of_row: Sequence[Measured]) -> tuple[float, float]:
-    """Of the medians over seeds in the last decade, with some room."""
-    last = [
-        np.median(by_seed, axis=1)[of.samples * SHOWN >= of.samples[-1]]
-        for of in of_row
-        for by_seed in of.bounds.values()
-    ]
-    low, high = min(part.min() for part in last), max(part.max() for part in last)
-    room = 0.08 * (high - low) + 1e-3 * abs(high)
-    return float(low - room), float(high + room)
+    """Of the curves' ends, with room below for how they came there."""
+    ends = [np.median(by_seed[-1]) for of in of_row for by_seed in of.bounds.values()]
+    low, high = float(min(ends)), float(max(ends))
+    span = high - low + 1e-3 * abs(high)
+    return low - 0.6 * span, high + 0.1 * span
 
 
-def _title(headers: Sequence[Mapping[str, Any]]) -> str:
+def _title(measured: Mapping[Curve, Measured]) -> str:
+    headers = [of.header for of in measured.values()]
     seeds = sorted({len(header["seeds"]) for header in headers})
-    targets = {header["targets"] for header in headers}
-    stamp = "grey targets as in the paper: of digits no likelihood"
-    what = stamp if targets == {"grey"} else "pixels drawn at each visit"
+    is_grey = {header["targets"] for header in headers} == {"grey"}
+    faces = {curve.dataset == "frey_face" for curve in measured}
+    if is_grey:
+        stamps = {False: "of digits no likelihood", True: "of faces a density without bound"}
+        what = "grey targets as in the paper: "
+    else:
+        stamps = {False: "pixels drawn at each visit", True: "frames dequantised at each visit"}
+        what = ""
+    what += ", ".join(stamps[of_faces] for of_faces in sorted(faces))
     over = " or ".join(map(str, seeds))
     return f"{what}\nmedian and range of {over} seed{'s' if seeds != [1] else ''}"
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from jvae import plotting
 from jvae.experiments import records
-from jvae.experiments.curve_figures import LINES, NAMES, SHOWN, mean_and_stderr
+from jvae.experiments.curve_figures import LINES, NAMES, mean_and_stderr
 from jvae.experiments.curves import samples_per_second
 from jvae.experiments.run_folder import RunFolderError
 
@@ -24,6 +24,8 @@ STYLES: Mapping[str, dict[str, Any]] = MappingProxyType(
         "local_full_bayes": {"label": "full Bayes, local", "color": plotting.GREEN},
     }
 )
+# The vertical range is that of the last so many times more samples.
+SHOWN = 10
 
 
 class Measured(NamedTuple):
