@@ -21,8 +21,8 @@ from weights import random_params  # noqa: E402
 
 import jvae  # noqa: E402
 
-# Runs that several files share are trained once.
-pytest_plugins = ["tiny_runs"]
+# Runs that several files share are made once; the second of these imports the first.
+pytest_plugins = ["tiny_runs", "tiny_evaluations"]
 
 
 @pytest.fixture(scope="session", autouse=True)
