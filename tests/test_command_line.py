@@ -18,7 +18,7 @@ import pytest
 
 import jvae
 from jvae import checkpoint, data, training
-from jvae.experiments import command_line, run_folder, train
+from jvae.experiments import command_line, train
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
@@ -184,19 +184,6 @@ def test_help(
     assert end_of(flags, monkeypatch) == 0
     shown = capsys.readouterr().out
     assert [word for word in words if word not in shown] == []
-
-
-@pytest.mark.usefixtures("no_figures")
-def test_the_command_trains_and_compares(
-    grey: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = "--latent-dim 2 --hidden 8 --epochs 1 --batch-size 6 --nll-samples 5 --out"
-    argv = ["jvae", "train", "--data", str(grey), *flags.split(), str(tmp_path / "run")]
-    monkeypatch.setattr(sys, "argv", argv)
-    command_line.main()
-    assert run_folder.read_result(tmp_path / "run")["epochs"] == 1
-    monkeypatch.setattr(sys, "argv", ["jvae", "compare", str(tmp_path / "run"), str(whole)])
-    command_line.main()
 
 
 def test_without_the_experiments_the_extra_is_named(

@@ -312,50 +312,6 @@ def test_an_ensemble_has_errors_over_its_models(ensemble: Path) -> None:
     assert [line.split(":")[0] for line in warned] == ["seed 5", "seed 6", "seed 7"]
 
 
-def test_repeats_show_the_spread_of_the_estimator(evaluated: Path, trained: Path) -> None:
-    found = results(evaluated, "importance_sampling")
-    by_repeat = -numbers(evaluated, "importance_sampling")["log_px"][0].mean(axis=1)
-    assert len(set(by_repeat)) == 3
-    assert found["nll_by_repeat"] == pytest.approx(by_repeat.tolist())
-    assert found["nll_sd_over_repeats"] == pytest.approx(by_repeat.std(ddof=1))
-    assert found["nll_stderr_over_repeats"] == pytest.approx(by_repeat.std(ddof=1) / math.sqrt(3))
-
-
-@pytest.mark.parametrize("part", ["importance_sampling", "ais", "app_d"])
-def test_the_error_by_sampling_alone_needs_no_repeats(part: str, evaluated: Path) -> None:
-    stderr = numbers(evaluated, part)["stderr"]
-    assert np.isfinite(stderr).all()
-    expected = math.sqrt((stderr**2).sum()) / stderr.size
-    assert results(evaluated, part)["nll_sampling_error"] == pytest.approx(expected)
-
-
-def test_effective_sample_sizes_are_told(
-    evaluated: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    found = results(evaluated, "importance_sampling")
-    ess = numbers(evaluated, "importance_sampling")["ess"]
-    assert found["ess_median"] == np.median(ess)
-    assert found["ess_share_below_5"] == np.mean(ess < 5)
-    assert 0 < found["ess_share_below_5"] < 1
-    assert found["ess_percentiles"] == {
-        str(p): pytest.approx(np.percentile(ess, p)) for p in (0, 1, 5, 10)
-    }
-    # The worst of an example's repeats counts.
-    worst = ess[0].min(axis=0)
-    assert (worst < 5).sum() > (ess[0, 0] < 5).sum()
-    (line,) = json.loads((evaluated / "evaluation.json").read_text())["parts"][
-        "importance_sampling"
-    ]["warnings"]
-    assert line.startswith(
-        f"the estimates of log p(x) of {(worst < 5).sum()} of 1000 examples rest on fewer than 5 "
-        f"effective samples (the least {worst.min():.3g})"
-    )
-    # What was warned of is said again when the part is kept.
-    call(evaluated, **FULL)
-    out = capsys.readouterr().out.replace("\n", "")
-    assert f"WARNING: importance_sampling: {line}" in out
-
-
 def test_what_latents_are_used_for(evaluated: Path) -> None:
     found, arrays = results(evaluated, "latents"), numbers(evaluated, "latents")
     assert found["active_units"] == arrays["active"].sum()

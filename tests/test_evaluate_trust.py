@@ -1,5 +1,6 @@
-"""How far the results of a run can be trusted: errors by sampling alone, effective samples."""
+"""How far results can be trusted: errors by sampling alone and over repeats, effective samples."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import linear_gaussian
 import numpy as np
 import pytest
 from scipy import stats
-from tiny_evaluations import train_on
+from tiny_evaluations import FULL, call, numbers, results, train_on
 
 from jvae import evaluation
 from jvae.experiments import finished, run_folder
@@ -18,6 +19,23 @@ from jvae.experiments import results as run_results
 from jvae.experiments.job import Keys
 
 pytestmark = pytest.mark.usefixtures("quick_evaluations")
+
+
+def test_repeats_show_the_spread_of_the_estimator(evaluated: Path, trained: Path) -> None:
+    found = results(evaluated, "importance_sampling")
+    by_repeat = -numbers(evaluated, "importance_sampling")["log_px"][0].mean(axis=1)
+    assert len(set(by_repeat)) == 3
+    assert found["nll_by_repeat"] == pytest.approx(by_repeat.tolist())
+    assert found["nll_sd_over_repeats"] == pytest.approx(by_repeat.std(ddof=1))
+    assert found["nll_stderr_over_repeats"] == pytest.approx(by_repeat.std(ddof=1) / math.sqrt(3))
+
+
+@pytest.mark.parametrize("part", ["importance_sampling", "ais", "app_d"])
+def test_the_error_by_sampling_alone_needs_no_repeats(part: str, evaluated: Path) -> None:
+    stderr = numbers(evaluated, part)["stderr"]
+    assert np.isfinite(stderr).all()
+    expected = math.sqrt((stderr**2).sum()) / stderr.size
+    assert results(evaluated, part)["nll_sampling_error"] == pytest.approx(expected)
 
 
 def test_the_error_by_sampling_alone_is_that_over_repeats() -> None:
@@ -82,3 +100,30 @@ def test_a_result_says_how_far_to_trust_its_log_px(
     assert f"Effective samples of {num_samples}: median {np.median(ess):.3g}, below 5 for" in out
     for line in result["warnings"]:
         assert f"WARNING: {line}" in out
+
+
+def test_effective_sample_sizes_are_told(
+    evaluated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = results(evaluated, "importance_sampling")
+    ess = numbers(evaluated, "importance_sampling")["ess"]
+    assert found["ess_median"] == np.median(ess)
+    assert found["ess_share_below_5"] == np.mean(ess < 5)
+    assert 0 < found["ess_share_below_5"] < 1
+    assert found["ess_percentiles"] == {
+        str(p): pytest.approx(np.percentile(ess, p)) for p in (0, 1, 5, 10)
+    }
+    # The worst of an example's repeats counts.
+    worst = ess[0].min(axis=0)
+    assert (worst < 5).sum() > (ess[0, 0] < 5).sum()
+    (line,) = json.loads((evaluated / "evaluation.json").read_text())["parts"][
+        "importance_sampling"
+    ]["warnings"]
+    assert line.startswith(
+        f"the estimates of log p(x) of {(worst < 5).sum()} of 1000 examples rest on fewer than 5 "
+        f"effective samples (the least {worst.min():.3g})"
+    )
+    # What was warned of is said again when the part is kept.
+    call(evaluated, **FULL)
+    out = capsys.readouterr().out.replace("\n", "")
+    assert f"WARNING: importance_sampling: {line}" in out

@@ -1,6 +1,7 @@
-"""`jvae compare` shows runs of one protocol side by side, and refuses those of several."""
+"""`jvae compare` shows runs of `jvae train` side by side, if they are of one protocol."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from tiny_runs import pixels, run, save_pngs
 
 from jvae import binarisation, data
-from jvae.experiments import compare, run_folder
+from jvae.experiments import command_line, compare, run_folder
 from jvae.experiments.run_folder import RunFolderError
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -198,3 +199,16 @@ def test_runs_that_are_none_are_refused(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="give at least one run"):
         compare_runs()
     compare_runs(whole)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_the_command_trains_and_compares(
+    grey: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = "--latent-dim 2 --hidden 8 --epochs 1 --batch-size 6 --nll-samples 5 --out"
+    argv = ["jvae", "train", "--data", str(grey), *flags.split(), str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", argv)
+    command_line.main()
+    assert run_folder.read_result(tmp_path / "run")["epochs"] == 1
+    monkeypatch.setattr(sys, "argv", ["jvae", "compare", str(tmp_path / "run"), str(whole)])
+    command_line.main()
