@@ -13,6 +13,9 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 @contextmanager
 def compiled_quickly() -> Iterator[None]:
     """The same for all that is compiled meanwhile, jitted functions inside jitted ones too."""
+    before = jax.config.values["jax_disable_most_optimizations"]
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -21,6 +21,9 @@ from weights import random_params  # noqa: E402
 
 import jvae  # noqa: E402
 
+# Runs that several files share are made once; the second of these imports the first.
+pytest_plugins = ["tiny_runs", "tiny_evaluations"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _nothing_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_files import GREY, TABLE, assert_holds, fill, npy
 from tiny_sources import NAMES, folder_of, install, refusal, tree
 
 from jvae import data
@@ -124,6 +125,51 @@ def test_what_is_a_path(
     dataset = data.load(name, tmp_path)
     assert asked == [name] * is_path
     assert is_path or dataset.name == name
+
+
+# Paths.
+
+
+def test_load_takes_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = TABLE.astype(np.float32)
+    fill(tmp_path, {"mine.npy": npy(TABLE), "MINE.NPY": npy(TABLE), "sub/mine.csv": b""})
+    fill(tmp_path / "mnist_5k", GREY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (
+        "mine.npy",
+        "./mine.npy",
+        "MINE.NPY",
+        str(tmp_path / "mine.npy"),
+        Path("mine.npy"),
+        tmp_path / "sub" / ".." / "mine.npy",
+        "~/mine.npy",
+        Path("~/mine.npy"),
+    ):
+        assert_holds(data.load(path), expected)
+    for folder in ("./mnist_5k", "mnist_5k/", Path("mnist_5k"), Path("~/mnist_5k")):
+        dataset = data.load(folder)
+        assert_holds(dataset, np.stack(list(GREY.values())))
+        assert dataset.name == "mnist_5k"
+    assert len(data.load("mnist_5k").train) == 4000
+    monkeypatch.chdir(tmp_path / "mnist_5k")
+    assert data.load("./").name == data.load(Path()).name == "mnist_5k"
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("mnist.txt", "mnist.txt does not exist"),
+        ("./mnist", "mnist does not exist"),
+        (Path("mnist"), "mnist does not exist"),
+    ],
+)
+def test_load_refuses_paths_as_load_path_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str | Path, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(data.DataError, match=f"^{message}$"):
+        data.load(path)
 
 
 # The folder of all datasets.

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jaxtyping import Array
 from runs import assert_same_state
-from test_training import KEY, data, toy_bound, toy_params
+from toy import KEY, data, toy_bound, toy_params
 
 import jvae
 from jvae import training

@@ -6,9 +6,10 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,22 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from jvae.data import DataError, raw_files
+from jvae.data import DataError, Dataset, content_sha256, raw_files
 from jvae.data.catalogue import SOURCES, RawFile, Source, Split
 
 Arrays = dict[str, np.ndarray]
+# What a test does to a folder.
+Damage = Callable[[Path], object]
 
 # Nobody listens there: no test of a dataset that is not found reaches the network.
 NOWHERE = "http://127.0.0.1:9/"
 
 # What tensorflow-datasets calls the parts.
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+# The parts, and all that a dataset may hold of them.
+PARTS = ("train", "valid", "test")
+ARRAYS = (*PARTS, *(f"{part}_labels" for part in PARTS))
 
 # The parts of a tiny dataset with validation part, and of one without.
 THREE = {"train": 11, "valid": 7, "test": 6}
@@ -141,6 +148,42 @@ def refusal(call: Callable[[], object], error: type[DataError] = DataError) -> s
     assert message
     assert "\n" not in message
     return message
+
+
+def assert_is(dataset: Dataset, made: Tiny) -> None:
+    """Every array is what was written into the raw files, in their order."""
+    for name in ARRAYS:
+        found = getattr(dataset, name)
+        if name in made.arrays:
+            np.testing.assert_array_equal(found, made.arrays[name], strict=True)
+        else:
+            assert found is None
+    parts = [made.arrays[part] for part in PARTS if part in made.arrays]
+    assert dataset.sha256 == content_sha256(*parts)
+
+
+def stopping(made: Tiny, stop: Callable[[], object], at: int = 4) -> Any:
+    """The source, which calls `stop` before its test record of that number."""
+
+    def splits(files: Mapping[str, Path]) -> dict[str, Split]:
+        whole = made.source.splits(files)
+
+        def records() -> Iterator[Mapping[str, Any]]:
+            for i, record in enumerate(whole["test"].records):
+                if i == at:
+                    stop()
+                yield record
+
+        return {**whole, "test": Split(whole["test"].num, records())}
+
+    return dataclasses.replace(made.source, splits=splits)
+
+
+def rewrite(path: Path, change: Callable[[Any], object]) -> None:
+    """Change what a JSON file holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
 
 
 def _generator(name: str) -> np.random.Generator:
