@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import compiled_quickly
 
 from jvae import evaluation
 from jvae.experiments import aevb_figure3, marginal_figures, paper, parts, records
@@ -44,9 +45,8 @@ def _small_and_compiled_quickly() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aevb_figure3, "HIDDEN", 3)
         patch.setattr(Config, "checkpoints", property(lambda config: [1, 2]))
-        jax.config.update("jax_disable_most_optimizations", True)
-        yield
-        jax.config.update("jax_disable_most_optimizations", False)
+        with compiled_quickly():
+            yield
 
 
 @pytest.fixture(scope="module")

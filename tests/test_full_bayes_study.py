@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compiling import compiled_quickly
 from jax.flatten_util import ravel_pytree
 
 from jvae.experiments import full_bayes, full_bayes_figures, paper, records
@@ -24,9 +25,8 @@ METHODS = ("map", "full_bayes", "local_full_bayes")
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_quickly() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="module")

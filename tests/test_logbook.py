@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from compiling import compiled_quickly
 
 from jvae import checkpoint, training
 from jvae.experiments import command_line, figures, logbook, run_folder, train
@@ -36,9 +37,8 @@ TINY: dict[str, Any] = {
 @pytest.fixture(scope="module", autouse=True)
 def _quick_compilation() -> Iterator[None]:
     """LLVM optimises longer than these runs take."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with compiled_quickly():
+        yield
 
 
 @pytest.fixture(scope="module")
