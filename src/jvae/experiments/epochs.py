@@ -11,7 +11,7 @@ from jaxtyping import Int
 from jvae import training
 from jvae.training import Epoch, State
 
-# So many steps a compiled call, which a signal waits for; a call costs less than one of them.
+# So many steps a compiled call, which a signal waits for; a call costs a fifth of one of them.
 STEPS_A_CALL = 100
 
 
@@ -24,7 +24,7 @@ def stoppable(
       epoch: from `make_epoch`.
       batch_size: examples a step.
       stop: asked after every call; once it is true, the epoch ends there.
-      on_step: told, as calls end, of the steps done since the run began.
+      on_step: told, as each call begins, of the steps done since the run began.
 
     Returns:
       `epoch(state, data) -> (state, info)`, which begins where `state` is in its epoch. The order
@@ -35,11 +35,12 @@ def stoppable(
         infos: list[Any] = []
         step = int(state.step)
         for order in _calls(state, len(data), batch_size):
+            on_step(step)
             state, info = epoch(state, data, order)
             infos.append(info)
-            # The host runs ahead of the device by one call, so that the device need not wait.
+            # The host runs ahead of the device by one call, so that the device need not wait;
+            # of several processes each waits for the others in `stop`.
             jax.block_until_ready(infos[-2:-1])
-            on_step(step)
             step += order.shape[-2]
             if stop():
                 break
