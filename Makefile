@@ -31,9 +31,9 @@ benchmark: $(VENV)/installed-benchmark
 
 # A folder of records is named after the study that made it.
 figures: $(VENV)/installed-experiments
-	@set -e; for folder in $(wildcard experiments/aevb/*/); do \
-	  $(BIN)/python -m jvae.experiments.$$(basename $$folder) --redraw --out $$folder; \
-	done
+	@status=0; for folder in $(wildcard experiments/aevb/*/); do \
+	  $(BIN)/python -m jvae.experiments.$$(basename $$folder) --redraw --out $$folder || status=$$?; \
+	done; exit $$status
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
