@@ -78,6 +78,9 @@ class Config(curves.BandConfig):
     """Of annealed importance sampling."""
     importance_samples: int = 5000
     """Of importance sampling from q(z|x)."""
+    out: Path | None = None
+    """Folder for TARGETS.jsonl, a line a measurement as they come, its tables and figures; by
+    default runs/aevb_figure3-DATE-TIME."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
