@@ -150,6 +150,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "seeds": list(config.all_seeds),
         "hidden": HIDDEN,
         "latent_dim": LATENT_DIM,
+        "optimizer": "adagrad, MAP criterion",
         "stderr_over": "seeds" if config.seeds > 1 else "images",
         "images_are": "of training and of test, each the first of a fixed random order, drawn once",
         "end_is_of": "the first seed, its errors over images",

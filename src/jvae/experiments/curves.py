@@ -215,8 +215,7 @@ def _settings(config: Config, curve: Curve, data: paper.Data) -> dict[str, Any]:
     return {
         **curve._asdict(),
         **data.protocol,
-        "hidden": paper.SETTINGS[curve.dataset].hidden,
-        "batch_size": BATCH_SIZE,
+        "optimizer": "adagrad, MAP criterion",
         "max_samples": config.max_samples,
         "trial_steps": config.trial_steps,
         "seeds": list(config.all_seeds),

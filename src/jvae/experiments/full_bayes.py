@@ -226,15 +226,13 @@ def _settings(
     return own | {
         "all_seeds": list(config.all_seeds),
         "batch_size": BATCH_SIZE,
+        "optimizer": "adagrad; MAP prior N(0, I) with map, KL(q(θ) ‖ N(0, I)) in the others",
         "bound": f"SGVB B with one draw of z an example, nats; of q(θ) the mean over {NUM_WEIGHTS} "
         "draws of θ, or at its mean",
         "stderr_over": "seeds" if config.seeds > 1 else "examples, with the same draws of θ",
         "seconds_are": "of training all seeds, without measuring",
         "curves": [
-            curve._asdict()
-            | {"protocol": fits[curve].data.protocol}
-            | trial.settings
-            | ({} if curve.method == "map" else {"optimizer": "adagrad, KL(q(θ) ‖ N(0, I)) in it"})
+            curve._asdict() | {"protocol": fits[curve].data.protocol} | trial.settings
             for curve, trial in trials.items()
         ],
     }

@@ -281,7 +281,6 @@ class Trial(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """For the header of a record."""
         return {
-            "optimizer": "adagrad, MAP criterion",
             "step_size": self.step_size,
             "step_size_rule": f"of those tried the one with the highest mean {self.criterion} "
             f"after {self.num_steps} steps of the first seed",
