@@ -194,6 +194,22 @@ def test_bernoulli_is_right_at_saturated_logits(value: float) -> None:
         np.testing.assert_allclose(second, -sigmoid * (1 - sigmoid), atol=2**-23)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_bernoulli_is_right_at_saturated_logits_of_16_bits(dtype: np.dtype) -> None:
+    logits = jnp.array([0, 3, 10.4, 11, 90, 6e4], dtype)
+    logits = jnp.concatenate([logits, -logits])
+
+    def log_prob(logit: jax.Array) -> jax.Array:
+        return Bernoulli(logit, event_ndim=0).log_prob(jnp.zeros((), dtype))
+
+    eps = float(jnp.finfo(dtype).eps)
+    exact = log_sigmoid(-np.asarray(logits, np.float32))
+    found = np.asarray(jax.vmap(log_prob)(logits), np.float64)
+    np.testing.assert_allclose(found, exact, rtol=2 * eps, atol=eps)
+    gradient = np.asarray(jax.vmap(jax.grad(log_prob))(logits), np.float64)
+    np.testing.assert_allclose(gradient, -np.exp(log_sigmoid(np.asarray(logits))), atol=2 * eps)
+
+
 def test_bernoulli_kl_is_right_at_saturated_logits() -> None:
     def kl(logit: jax.Array, other: jax.Array) -> jax.Array:
         return Bernoulli(logit, event_ndim=0).kl(Bernoulli(other, event_ndim=0))

@@ -1,4 +1,5 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,3 +18,22 @@ def test_words_are_drawn_under_jit_and_vmap() -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     drawn = jax.jit(jax.vmap(lambda key: threefry.words(key, 9)))(keys)
     np.testing.assert_array_equal(drawn, jax.vmap(lambda key: jax.random.bits(key, (9,)))(keys))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 501)])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_normals_are_those_of_jax(
+    shape: tuple[int, ...], dtype: jax.typing.DTypeLike, impl: str
+) -> None:
+    key = jax.random.fold_in(jax.random.key(0, impl=impl), 7)
+    drawn = threefry.normal(key, shape, dtype)
+    assert drawn.dtype == dtype
+    np.testing.assert_array_equal(drawn, jax.random.normal(key, shape, dtype))
+
+
+def test_normals_are_drawn_under_jit_and_vmap() -> None:
+    keys = jax.random.split(jax.random.key(0), 3)
+    drawn = jax.jit(jax.vmap(lambda key: threefry.normal(key, (9, 5))))(keys)
+    expected = jax.vmap(lambda key: jax.random.normal(key, (9, 5)))(keys)
+    np.testing.assert_array_equal(drawn, expected)

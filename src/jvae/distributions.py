@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jvae import threefry
+
 
 def _event_shape(event_ndim: int, value: Array) -> tuple[int, ...]:
     return value.shape[max(value.ndim - event_ndim, 0) :]
@@ -92,7 +94,7 @@ class DiagonalGaussian:
         small that z rounds to μ, and with the same gradient.
         """
         loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
-        eps = jax.random.normal(key, loc.shape, loc.dtype)
+        eps = threefry.normal(key, loc.shape, loc.dtype)
         z = loc + jnp.exp(log_scale) * eps
         return z, self._log_prob_of_noise(*_align(self.event_ndim, eps, log_scale))
 
@@ -131,11 +133,17 @@ class DiagonalGaussian:
 
 
 # One exp and one log1p a value, the exp shared with the gradient. The derivatives are given, since
-# autodiff through |l| would make the second one 0 at l = 0, where it is 1/4.
+# autodiff would make the second one wrong where a minimum or a maximum changes sides.
+def _bounded_exp(logits: Array) -> Array:
+    """eˡ, short of the largest number: softplus and sigmoid are l and 1 long before."""
+    largest = 0.95 * math.log(float(jnp.finfo(logits.dtype).max))
+    return jnp.exp(jnp.minimum(logits, largest))
+
+
 @jax.custom_jvp
 def _sigmoid(logits: Array) -> Array:
-    e = jnp.exp(-jnp.abs(logits))
-    return jnp.where(logits >= 0, 1, e) / (1 + e)
+    e = _bounded_exp(logits)
+    return e / (1 + e)
 
 
 @_sigmoid.defjvp
@@ -147,7 +155,7 @@ def _sigmoid_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, 
 
 @jax.custom_jvp
 def _softplus(logits: Array) -> Array:
-    return jnp.maximum(logits, 0) + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return jnp.maximum(logits, jnp.log1p(_bounded_exp(logits)))
 
 
 _softplus.defjvps(lambda tangent, _, logits: tangent * _sigmoid(logits))

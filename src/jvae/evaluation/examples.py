@@ -13,7 +13,7 @@ from jvae.chunks import map_in_chunks
 from jvae.models import Params
 
 # Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache.
-_ROWS = 2500
+_ROWS = 5000
 # What the rows of large examples may take together.
 _BYTES = 2**25
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jvae import threefry
 from jvae.distributions import DiagonalGaussian
 
 
@@ -55,7 +56,7 @@ class FullGaussian:
         self, key: PRNGKeyArray
     ) -> tuple[Float[Array, "dim"], Float[Array, ""]]:
         """A draw [dim] and its log-density in nats, taken from the noise itself."""
-        eps = jax.random.normal(key, self.loc.shape, self.loc.dtype)
+        eps = threefry.normal(key, self.loc.shape, self.loc.dtype)
         return self.loc + self.scale_tril @ eps, self._log_prob_of_noise(eps)
 
     def _log_prob_of_noise(self, eps: Array) -> Array:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from jvae import threefry
+
 
 class NoisyWeights(NamedTuple):
     """The weights that a `NoisyDecoder` takes.
@@ -72,7 +74,7 @@ class NoisyDecoder:
             variance = jnp.square(h) @ jnp.exp(2 * log_scale["kernel"])
             if "bias" in log_scale:
                 variance += jnp.broadcast_to(jnp.exp(2 * log_scale["bias"]), variance.shape)
-            noise = _sqrt(variance) * jax.random.normal(key, variance.shape, variance.dtype)
+            noise = _sqrt(variance) * threefry.normal(key, variance.shape, variance.dtype)
             return outputs + noise.astype(outputs.dtype)
 
         with nn.intercept_methods(add_noise):
