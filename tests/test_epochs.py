@@ -12,7 +12,7 @@ from runs import assert_same_state, last_state, metrics
 from weights import random_params
 
 import jvae
-from jvae import training
+from jvae import distributed, training
 from jvae.experiments import config, epochs, figures, run_folder, train
 from jvae.experiments.interrupt import Interrupted
 
@@ -28,7 +28,7 @@ def noisy(images: Array, key: PRNGKeyArray) -> Array:
 EPOCH = training.make_epoch(training.make_step(jvae.elbo, OPTIMIZER), BATCH_SIZE, noisy)
 
 
-def begun(seeds: int) -> training.TrainState:
+def begun(seeds: int, devices: int = 1) -> training.TrainState:
     """A state at the start of the second epoch, where orders depend on the step."""
     model = jvae.VAE.mlp(data_shape=(3, 4), latent_dim=2, hidden=(5,))
     states = [
@@ -36,7 +36,10 @@ def begun(seeds: int) -> training.TrainState:
         for seed in range(seeds)
     ]
     state = states[0] if seeds == 1 else training.ensemble(states)
-    return state._replace(step=state.step + STEPS)
+    state = state._replace(step=state.step + STEPS)
+    return (
+        state if devices == 1 else distributed.place_members(state, distributed.make_mesh(devices))
+    )
 
 
 def run(
@@ -46,7 +49,11 @@ def run(
     told: list[int] = []
     left = iter(answers)
     epoch = epochs.stoppable(EPOCH, BATCH_SIZE, stop=lambda: next(left, False), on_step=told.append)
-    state, info = epoch(state, IMAGES)
+    devices = len(state.key.sharding.device_set)
+    images = (
+        IMAGES if devices == 1 else distributed.replicate(IMAGES, distributed.make_mesh(devices))
+    )
+    state, info = epoch(state, images)
     return state, np.asarray(info.bound), told
 
 
@@ -55,14 +62,14 @@ def two_steps_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epochs, "STEPS_A_CALL", 2)
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(("seeds", "devices"), [(1, 1), (2, 1), (4, 2)])
 @pytest.mark.usefixtures("two_steps_a_call")
-def test_a_stop_changes_nothing(seeds: int) -> None:
-    whole, bounds, told = run(begun(seeds), [])
+def test_a_stop_changes_nothing(seeds: int, devices: int) -> None:
+    whole, bounds, told = run(begun(seeds, devices), [])
     assert whole.step == 2 * STEPS
     assert told == [7, 9, 11, 13]
     for calls, ended_at in ((1, 9), (2, 11), (3, 13)):
-        first, before, _ = run(begun(seeds), [*[False] * (calls - 1), True])
+        first, before, _ = run(begun(seeds, devices), [*[False] * (calls - 1), True])
         assert first.step == ended_at
         last, after, told = run(first, [])
         assert told == list(range(ended_at, 2 * STEPS, 2))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,17 @@ from runs import metrics
 
 import jvae
 from jvae import bundle, training
-from jvae.experiments import command_line, config, job, mnist, objective, replay, run_folder
+from jvae.experiments import (
+    command_line,
+    config,
+    epochs,
+    job,
+    mnist,
+    objective,
+    replay,
+    run_folder,
+)
+from jvae.experiments.interrupt import Interrupted
 
 SMALL = mnist.Config(
     dataset="mnist_5k", hidden=(50,), latent_dim=5, epochs=2, checkpoint_every=1, nll_samples=0
@@ -101,7 +112,7 @@ def test_what_is_no_bundle_of_a_run_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
 
 
-# Skipping.
+# Bounds with faults.
 
 
 def faulty(params: jvae.Params, x: Any, key: Any, *, num_samples: int) -> Any:
@@ -115,6 +126,18 @@ def broken(params: jvae.Params, x: Any, key: Any, *, num_samples: int) -> Any:
     return jnp.nan * jvae.elbo(params, x, key, num_samples=num_samples)
 
 
+def bad_steps(seed: int, num: int) -> list[bool]:
+    """Which of the steps of a run of `faulty` are bad."""
+    keys = job.Keys(*jax.random.split(jax.random.key(seed), len(job.Keys._fields)))
+
+    def is_bad(step: Any) -> Any:
+        draw = jax.random.split(jax.random.fold_in(keys.train, step), 3)[0]
+        return jax.random.bernoulli(jax.random.fold_in(draw, 1), 0.2)
+
+    bad: list[bool] = jax.jit(jax.vmap(is_bad))(jnp.arange(num)).tolist()
+    return bad
+
+
 def skip_into(folder: Path, bound: Any = faulty, **changes: Any) -> dict[str, Any]:
     settings = {"on_nonfinite": "skip", "out": folder, **changes}
     with pytest.MonkeyPatch.context() as patch:
@@ -126,13 +149,7 @@ def skip_into(folder: Path, bound: Any = faulty, **changes: Any) -> dict[str, An
 def test_steps_skipped_are_counted_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     result = skip_into(tmp_path / "whole")
     first, second = metrics(tmp_path / "whole")
-    keys = job.Keys(*jax.random.split(jax.random.key(0), len(job.Keys._fields)))
-
-    def is_bad(step: Any) -> Any:
-        draw = jax.random.split(jax.random.fold_in(keys.train, step), 3)[0]
-        return jax.random.bernoulli(jax.random.fold_in(draw, 1), 0.2)
-
-    bad = jax.jit(jax.vmap(is_bad))(jnp.arange(80)).tolist()
+    bad = bad_steps(0, 80)
     assert 0 < first["skipped_steps"] == sum(bad[:40])
     assert first["skipped_steps"] < second["skipped_steps"] == sum(bad) == result["skipped_steps"]
     assert second["test_elbo"] > first["test_elbo"]
@@ -153,3 +170,38 @@ def test_without_skipping_there_is_no_count(tmp_path: Path) -> None:
     result = skip_into(tmp_path / "run", jvae.elbo, on_nonfinite="stop", epochs=1)
     assert "skipped_steps" not in result
     assert "skipped_steps" not in metrics(tmp_path / "run")[0]
+
+
+def test_the_step_at_fault_is_found_after_a_resume_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seed = 73
+    assert bad_steps(seed, 9) == [False] * 8 + [True]
+    monkeypatch.setattr(epochs, "STEPS_A_CALL", 3)
+    stoppable = epochs.stoppable
+
+    def signalled(*args: Any, **kwargs: Any) -> training.Epoch:
+        def at(step: int) -> None:
+            if step == 3:
+                signal.raise_signal(signal.SIGTERM)
+
+        return stoppable(*args, **kwargs | {"on_step": at})
+
+    def fail_into(folder: Path, **changes: Any) -> bundle.Bundle:
+        with pytest.raises(training.NonFiniteError, match="bound was nan at step 8"):
+            skip_into(folder, on_nonfinite="stop", seed=seed, **changes)
+        return bundle.load(folder / "failure", lambda _: training.make_optimizer("adam", 1e-3))
+
+    whole = fail_into(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs, "stoppable", signalled)
+        with pytest.raises(Interrupted, match="saved after step 6"):
+            skip_into(tmp_path / "resumed", on_nonfinite="stop", seed=seed)
+    resumed = fail_into(tmp_path / "resumed", resume=True)
+    assert whole.state.step == 8
+    np.testing.assert_array_equal(resumed.x, whole.x)
+    # To rounding: the step at fault is looked for one step at a time, from where training began.
+    for ours, theirs in zip(
+        *map(jax.tree.leaves, (resumed.state.params, whole.state.params)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
