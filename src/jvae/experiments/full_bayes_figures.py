@@ -26,6 +26,7 @@ STYLES: Mapping[str, dict[str, Any]] = MappingProxyType(
 )
 # The vertical range is that of the last so many times more samples.
 SHOWN = 10
+_GAP = "train less test"
 
 
 class Measured(NamedTuple):
@@ -149,7 +150,7 @@ def figure(study: Study) -> Figure:
     """Above the bounds against training samples, below what training examples are better by.
 
     A column for each size of the training set. Lines are medians over seeds, bands reach from the
-    lowest to the highest. The vertical ranges hold the lines of the last decade.
+    lowest to the highest. The vertical ranges hold both for the last decade.
     """
     sizes = list(dict.fromkeys(of.num_train for of in study.curves))
     result = Figure(figsize=(4.2 * len(sizes) + 0.9, 7), layout="constrained")
@@ -162,8 +163,8 @@ def figure(study: Study) -> Figure:
             first.setdefault(row, axes)
             shown: list[np.ndarray] = []
             for of in of_column:
-                curves = of.bounds if row == 0 else {"train": of.gap}
-                for part, line in LINES.items():
+                curves = of.bounds if row == 0 else {_GAP: of.gap}
+                for part, line in (LINES | {_GAP: ":"}).items():
                     if part in curves:
                         shown.append(_draw(axes, of, curves[part], line, part))
             axes.set_xscale("log")
@@ -174,25 +175,30 @@ def figure(study: Study) -> Figure:
             else:
                 axes.set_xlabel("training samples evaluated")
     first[0].set_ylabel("bound, nats an image")
-    first[1].set_ylabel("train less test, nats an image")
+    first[1].set_ylabel(f"{_GAP}, nats an image")
     result.suptitle(study.title, fontsize="medium")
-    lines = [line for axes in result.axes[::2] for line in axes.get_lines()]
+    lines = [line for axes in result.axes for line in axes.get_lines()]
     handles = {str(line.get_label()): line for line in lines}
+    by_method = sorted(handles, key=lambda label: label.rpartition(", ")[0])
     result.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=3, frameon=False
+        [handles[label] for label in by_method],
+        by_method,
+        loc="outside lower center",
+        ncols=len(STYLES),
+        frameon=False,
     )
     return result
 
 
 def _draw(axes: Axes, of: Measured, by_seed: np.ndarray, line: str, part: str) -> np.ndarray:
-    """A curve with its band; the medians of its last decade."""
+    """A curve with its band; the values of its last decade."""
     style = STYLES[of.method]
     median = np.median(by_seed, axis=1)
     label = f"{style['label']}, {part}"
     plotting.banded(
         axes, of.samples, median, by_seed, color=style["color"], linestyle=line, label=label
     )
-    return median[of.samples * SHOWN >= of.samples[-1]]
+    return by_seed[of.samples * SHOWN >= of.samples[-1]].ravel()
 
 
 def _range(shown: Iterable[np.ndarray]) -> tuple[float, float]:
@@ -206,7 +212,7 @@ def table(study: Study) -> str:
     """The last point of every curve, in Markdown: mean ± standard error over seeds."""
     header = [
         *("examples", "method", "step size", "samples", "train bound", "test bound"),
-        *("train less test", "best test bound, chosen on test", "test at mean θ"),
+        *(_GAP, "best test bound, chosen on test", "test at mean θ"),
         *("KL(q(θ) ‖ p(θ)) / N", "bound of App. F / N", "time, of MAP's"),
     ]
     rows = [header, ["---"] * len(header)]
