@@ -363,7 +363,7 @@ def test_columns_of_a_validation_part_are_those_of_the_training_part(
 @pytest.mark.usefixtures("no_training")
 def test_what_cannot_be_is_refused(overshot: Path, tmp_path: Path) -> None:
     own = overshot / "mine.npz"
-    message = r"--validation-fraction must be 0 for data with a validation part, got 0\.1: .*has 40"
+    message = r"--validation-fraction must be 0 for data with a validation part, got 0\.1: .*40"
     with pytest.raises(ConfigError, match=message):
         run(own, tmp_path / "run", validation_fraction=0.1)
     for fraction in (-0.1, 1.0, float("nan")):

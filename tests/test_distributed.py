@@ -188,7 +188,7 @@ def ended(process: Process) -> str:
     return out
 
 
-@pytest.mark.parametrize("source", ["", "--stream-above 0"])
+@pytest.mark.parametrize("source", ["", "--stream-above 0 --validation-fraction 0.1"])
 def test_two_processes_train_as_one(start_run: Start, tmp_path: Path, source: str) -> None:
     more = ("--tensorboard", *source.split())
     first, second = two(start_run, tmp_path / "two", "--epochs", "2", *more)

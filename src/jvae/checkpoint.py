@@ -70,6 +70,7 @@ class _Steps:
     steps: Callable[[], Collection[int]]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
+        """Whether each checkpoint is of one of the steps."""
         del context
         wanted = self.steps()
         return [checkpoint.step in wanted for checkpoint in checkpoints]

@@ -29,7 +29,7 @@ class Config(common.Config):
     epochs: int = 1000
     """Passes over the 1,565 training frames."""
     checkpoint_every: int = 50
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints. The latest two are kept, and the best of all."""
 
 
 def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def load(name: str, config: common.Config, *, test_fraction: float = 0.1) -> dat
     if dataset.valid is not None:
         raise ConfigError(
             f"--validation-fraction must be 0 for data with a validation part, got {fraction}: "
-            f"{dataset.source} has {len(dataset.valid)} validation examples, which are used"
+            f"{dataset.describe()}, of {dataset.source}"
         )
     return data.hold_out_validation(dataset, fraction, config.split_seed)
 
