@@ -211,7 +211,7 @@ def test_many_training_examples_are_not_compared(
 def test_what_is_too_small_to_be_split_is_named() -> None:
     with pytest.raises(data.DataError) as error:
         data.hold_out(2, 0.5, 0, "my.npy")
-    assert str(error.value) == "my.npy: 2 examples, at least 3 are needed to hold out a test part"
+    assert str(error.value) == "my.npy: 2 examples, at least 3 are needed to hold out a part"
 
 
 # The fingerprint.

@@ -115,7 +115,8 @@ def test_a_run_of_train_and_of_mnist_are_read_alike(trained: Path, tmp_path: Pat
     path = save_npy(tmp_path / "mine", pixels(3, 2))
     folder = train_on(path, tmp_path / "run", test_fraction=0.25, split_seed=2)
     settings = finished.read(folder)
-    assert settings.split == {"test_fraction": 0.25, "split_seed": 2}
-    dataset = inputs.load(str(path), common.Config(), test_fraction=0.25, split_seed=2)
+    assert settings.split == {"test_fraction": 0.25}
+    assert settings.config.split_seed == 2
+    dataset = inputs.load(str(path), common.Config(split_seed=2), test_fraction=0.25)
     assert settings.protocol["dataset_sha256"] == dataset.sha256
     assert len(finished.load(folder, settings).inputs.test) == 10

@@ -88,7 +88,7 @@ def test_other_seeds_are_other_splits() -> None:
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.1, math.nan, math.inf])
 def test_fractions_outside_0_to_1_are_refused(fraction: float) -> None:
-    message = f"the test fraction must be between 0 and 1, got {fraction}"
+    message = f"the fraction to hold out must be between 0 and 1, got {fraction}"
     with pytest.raises(ValueError, match=f"^{message}$") as error:
         data.hold_out(10, fraction, 0)
     assert not isinstance(error.value, data.DataError)

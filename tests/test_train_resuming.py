@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from runs import assert_same_state, last_state, metrics
-from tiny_runs import MODEL, STEPS, STREAMED, pixels, run
+from tiny_runs import MODEL, STEPS, STREAMED, interrupting_before, pixels, run
 
 from jvae import checkpoint, data, evaluation
 from jvae.experiments import results, run_folder
@@ -24,19 +24,6 @@ from jvae.experiments.run_folder import RunFolderError
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # Within a streamed epoch.
-
-
-def interrupting_before(stop: int, signum: signal.Signals) -> Callable[..., Iterator[np.ndarray]]:
-    """`data.batches`, with a signal as the batch of global step `stop` is asked for."""
-    read = data.batches
-
-    def batches(*args: Any, step: int, **kwargs: Any) -> Iterator[np.ndarray]:
-        for i, batch in enumerate(read(*args, step=step, **kwargs), start=step):
-            if i == stop:
-                signal.raise_signal(signum)
-            yield batch
-
-    return batches
 
 
 @pytest.mark.parametrize("stops", [(3,), (5,), (7, 9), (17,)], ids=str)

@@ -1,5 +1,6 @@
 """Short runs of `jvae train` on forty examples of a user's own, and the fixtures of such runs."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from compiling import compiled_quickly
 from PIL import Image
 
+from jvae import data
 from jvae.experiments import config as common
 from jvae.experiments import figures, loop, train
 
@@ -26,6 +28,19 @@ TINY: dict[str, Any] = {
 
 def run(path: Path | str, folder: Path, **changes: Any) -> dict[str, Any]:
     return train.run(train.Config(data=str(path), out=folder, **(TINY | changes)))
+
+
+def interrupting_before(stop: int, signum: signal.Signals) -> Callable[..., Iterator[np.ndarray]]:
+    """`data.batches`, with a signal as the batch of global step `stop` is asked for."""
+    read = data.batches
+
+    def batches(*args: Any, step: int, **kwargs: Any) -> Iterator[np.ndarray]:
+        for i, batch in enumerate(read(*args, step=step, **kwargs), start=step):
+            if i == stop:
+                signal.raise_signal(signum)
+            yield batch
+
+    return batches
 
 
 # Forty examples in files of every kind.

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -55,25 +55,45 @@ class UnwritableError(CheckpointError):
     """A checkpoint that could not be written: the disk is full, say."""
 
 
+class LostError(CheckpointError):
+    """A checkpoint for which no other can stand in is missing, or cannot be used."""
+
+
 class _UnusableError(Exception):
     """A checkpoint that an earlier one may stand in for; the message goes on after its name."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Orbax's policy to preserve the checkpoints of the steps that a function names."""
+
+    steps: Callable[[], Collection[int]]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: object) -> Sequence[bool]:
+        """Whether each checkpoint is of one of the steps."""
+        del context
+        wanted = self.steps()
+        return [checkpoint.step in wanted for checkpoint in checkpoints]
+
+
 @contextmanager
-def open_checkpoints(directory: Path) -> Iterator[Checkpoints]:
-    """The checkpoints in `directory`, of which the latest two stay.
+def open_checkpoints(
+    directory: Path, *, also_keep: Callable[[], Collection[int]] = tuple
+) -> Iterator[Checkpoints]:
+    """The checkpoints in `directory`, of which the latest two stay, and those that are wanted.
 
     Saves are atomic and run beside the training; leaving the context waits for them.
 
     Args:
       directory: made when missing.
+      also_keep: asked at each save for the steps to keep beside the latest two.
 
     Raises:
       UnwritableError: the directory cannot be made, or on leaving, the last save failed.
     """
-    options = ocp.CheckpointManagerOptions(
-        cleanup_tmp_directories=True, preservation_policy=checkpoint_managers.LatestN(2)
-    )
+    latest = checkpoint_managers.LatestN(2)
+    policy = checkpoint_managers.AnyPreservationPolicy([latest, _Steps(also_keep)])
+    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=policy)
     _hush_what_is_left_unfinished()
     with _orbax_quiet():
         with _unwritable(directory):
@@ -101,6 +121,27 @@ def save_state(checkpoints: Checkpoints, state: State) -> None:
     if step not in checkpoints.all_steps():
         with _unwritable(Path(checkpoints.directory)):
             checkpoints.save(step, args=ocp.args.StandardSave(state))
+
+
+def restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
+    """The state saved under `step`.
+
+    Args:
+      checkpoints: from `open_checkpoints`.
+      step: of the state.
+      like: a state of the same model, optimizer and key; its other values do not matter.
+
+    Raises:
+      LostError: it is missing, damaged or not of this run.
+      CheckpointError: it cannot be read, and may be whole.
+    """
+    directory = Path(checkpoints.directory)
+    if step not in checkpoints.all_steps():
+        raise LostError(f"checkpoint {step} in {directory} is missing")
+    try:
+        return _restore(checkpoints, step, like)
+    except _UnusableError as error:
+        raise LostError(f"checkpoint {step} in {directory} {error}") from error
 
 
 def restore_latest(

@@ -14,6 +14,7 @@ from jvae.data.own_files import check_varied, from_array, load_path
 from jvae.data.raw_files import NoNetworkError
 from jvae.data.raw_formats import read_idx
 from jvae.data.streaming import batches
+from jvae.data.validation import hold_out_validation
 
 __all__ = [
     "NAMES",
@@ -29,6 +30,7 @@ __all__ = [
     "default_data_dir",
     "from_array",
     "hold_out",
+    "hold_out_validation",
     "load",
     "load_path",
     "read_idx",

@@ -53,7 +53,8 @@ class Dataset:
       test: [num, *data_shape], as `train`.
       source: where the bytes were found.
       sha256: of the content: `content_sha256` of `train`, of `valid` where there is one, and of
-        `test`. Of a folder of images, of its files.
+        `test`. Of a folder of images, of its files. It stays where `hold_out_validation` makes
+        two parts of `train`.
       licence: the terms the data is under.
       citation: what to cite, as BibTeX; empty where unknown.
       valid: [num, *data_shape], or None where the dataset has no validation part.
@@ -93,7 +94,7 @@ class Dataset:
         A folder of images that is not in memory counts as grey without a look.
         """
         white = 255 if self.test.dtype == np.uint8 else 1
-        parts = (self.test, self.train)
+        parts = [self.test, self.train, *([] if self.valid is None else [self.valid])]
         return all(
             isinstance(p, np.ndarray) and bool(((p == 0) | (p == white)).all()) for p in parts
         )
@@ -131,7 +132,7 @@ def content_sha256(*arrays: np.ndarray) -> str:
 def hold_out(
     num: int, fraction: float, seed: int, where: str = "data"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A seeded split of `num` examples into training and test indices, each in rising order.
+    """A seeded split of `num` examples into the rest and what is held out, each in rising order.
 
     The same for ever: PCG64's raw stream, unlike NumPy's permutations, never changes.
 
@@ -147,12 +148,12 @@ def hold_out(
       ValueError: a fraction outside (0, 1).
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"the test fraction must be between 0 and 1, got {fraction}")
+        raise ValueError(f"the fraction to hold out must be between 0 and 1, got {fraction}")
     if num < 3:
-        raise DataError(f"{where}: {num} examples, at least 3 are needed to hold out a test part")
+        raise DataError(f"{where}: {num} examples, at least 3 are needed to hold out a part")
     order = np.argsort(np.random.PCG64(seed).random_raw(num), kind="stable")
-    num_test = min(max(2, round(num * fraction)), num - 1)
-    return np.sort(order[num_test:]), np.sort(order[:num_test])
+    num_held_out = min(max(2, round(num * fraction)), num - 1)
+    return np.sort(order[num_held_out:]), np.sort(order[:num_held_out])
 
 
 def check_likelihood(name: str) -> None:

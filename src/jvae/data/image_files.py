@@ -64,6 +64,10 @@ class ImageFiles:
             raise DataError(f"{path}: changed to an image of {array.shape} while it was used")
         return array
 
+    def chosen(self, indices: Sequence[int] | np.ndarray) -> "ImageFiles":
+        """The images at `indices`, in their order."""
+        return ImageFiles([self.paths[i] for i in indices], self.shape[1:])
+
     def check(self) -> None:
         """Decode all images once, on every core, and keep none.
 

@@ -15,7 +15,7 @@ from jvae.data.image_files import ImageFiles
 
 # A folder of images that takes more than this, decoded, is read as it is needed.
 STREAM_ABOVE_BYTES = 1 << 30
-# The test part is always in memory: of a folder that is not, it has no more images than this.
+# What is held out is always in memory: of a folder that is not, no more images than this.
 MAX_STREAMED_TEST = 10_000
 # The names of folders that are parts, in small letters.
 _FOLDERS = {

@@ -34,6 +34,13 @@ class Config:
     """none: pixels / 255. given: numbers, or pixels of 0 and 1, as they are. dynamic: drawn at
     each visit. static: drawn once. threshold: 1 from 128 up. dequantised: (value + noise) / 256.
     auto: dynamic for grey pixels under bernoulli, dequantised under gaussian, else given."""
+    validation_fraction: float = 0.0
+    """Of the training part, how much is held out where the data has no validation part of its own
+    (binarized_mnist, frey_face and celeb_a have one). Where there is one, results are not of the
+    last weights but of those of the best validation ELBO, among the checkpoints of every
+    CHECKPOINT_EVERY epochs and the last; of several seeds, of each its own. 0: none is held out."""
+    split_seed: int = 0
+    """Of the splits that hold out a part."""
     stream_above: float = 1.0
     """GiB: larger data, decoded, is given to the device batch by batch; folders of images and
     celeb_a then stay on the disk."""
@@ -72,7 +79,7 @@ class Config:
     nll_samples: int = 1000
     """Importance samples a test image for the final -log p(x); 0 leaves it out."""
     checkpoint_every: int = 5
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints. The latest two are kept, and with a validation part the best."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """A step whose loss or gradient is not finite: the run stops, or its update is left out."""
     max_skipped: int = 10
@@ -116,6 +123,9 @@ class Config:
         self._refuse_unless(self.clip_norm is None or self.clip_norm > 0, "clip_norm", "positive")
         self._refuse_unless(self.nll_samples >= 0, "nll_samples", "at least 0")
         self._refuse_unless(0 <= self.stream_above < math.inf, "stream_above", "at least 0")
+        expected = "at least 0 and below 1"
+        self._refuse_unless(0 <= self.validation_fraction < 1, "validation_fraction", expected)
+        self._refuse_unless(self.split_seed >= 0, "split_seed", "at least 0")
         within = 0 <= self.seed <= 2**32 - self.seeds
         self._refuse_unless(within, "seed", f"between 0 and 2**32 - {self.seeds}")
         self._check_processes()

@@ -30,7 +30,7 @@ def curves(job: Job) -> dict[str, Figure]:
     """The learning curves so far."""
     shown = {
         job.config.train_metric: f"train {job.config.bound}, mean over the epoch",
-        "test_elbo": "test elbo, after the epoch",
+        **{f"{part}_elbo": f"{part} elbo, after the epoch" for part in job.held_out},
     }
     records = run_folder.read_metrics(job.folder)
     unit = job.protocol["units"]

@@ -13,14 +13,18 @@ from jvae.experiments import config as common
 from jvae.experiments import inputs, run_folder
 from jvae.experiments.run_folder import RunFolderError
 
+# Settings that a run may be older than.
+_HELD_OUT = ("validation_fraction", "split_seed")
+
 
 class Settings(NamedTuple):
     """What `config.json` says of a finished run.
 
     Attributes:
       name: of the dataset, or its path.
-      split: what `inputs.load` needs to hold out the same test part.
-      config: likelihood, binarisation and where the data is; the rest are defaults.
+      split: what `inputs.load` needs beside `config` to hold out the same test part.
+      config: likelihood, binarisation, where the data is and what is held out of it; the rest
+        are defaults.
       seeds: of the models.
       latent_dim: of the models.
       protocol: of the run.
@@ -67,10 +71,11 @@ def read(folder: Path) -> Settings:
         directory = saved["data_dir"]
         return Settings(
             name=saved["data"] if "data" in saved else saved["dataset"],
-            split={name: saved[name] for name in ("test_fraction", "split_seed") if name in saved},
+            split={name: saved[name] for name in ("test_fraction",) if name in saved},
             config=common.Config(
                 data_dir=None if directory is None else Path(directory),
                 **{name: saved[name] for name in ("likelihood", "binarisation", "stream_above")},
+                **{name: saved[name] for name in _HELD_OUT if name in saved},
             ),
             seeds=list(range(saved["seed"], saved["seed"] + saved["seeds"])),
             latent_dim=saved["latent_dim"],

@@ -19,7 +19,7 @@ class Config(common.Config):
     """Train the paper's Frey Face model, 560-200-2-200-560 with a Gaussian decoder.
 
     The mean of p(x|z) goes through a sigmoid. With 2 latents the run draws the manifold of the
-    paper's Figure 4.
+    paper's Figure 4. Results are of the weights of the best ELBO on the 200 validation frames.
     """
 
     latent_dim: int = 2
@@ -29,7 +29,7 @@ class Config(common.Config):
     epochs: int = 1000
     """Passes over the 1,565 training frames."""
     checkpoint_every: int = 50
-    """Epochs between checkpoints."""
+    """Epochs between checkpoints. The latest two are kept, and the best of all."""
 
 
 def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:

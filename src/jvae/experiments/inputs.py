@@ -5,6 +5,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,6 +20,8 @@ from jvae.training import Preprocess
 
 # Images whose grey values are light, not ink: the paper's Frey Face decoder is Gaussian.
 _LIGHT = ("frey_face",)
+# An arbitrary number: what is drawn once for the validation part has a key of its own.
+_VALIDATION_DRAW = 20140414
 
 
 class Inputs(NamedTuple):
@@ -28,32 +31,45 @@ class Inputs(NamedTuple):
     test: Float[Array, "..."]
     preprocess: Preprocess | None
     family: str | Family
+    valid: Float[Array, "..."] | None = None
     protocol: Mapping[str, Any] = MappingProxyType({})
     log_volume: float | None = None
     shown: Callable[[Array], Array] = jnp.asarray
 
 
-def load(
-    name: str, config: common.Config, *, test_fraction: float = 0.1, split_seed: int = 0
-) -> data.Dataset:
-    """A dataset by its name or path.
+def load(name: str, config: common.Config, *, test_fraction: float = 0.1) -> data.Dataset:
+    """A dataset by its name or path, with the parts that are to be held out.
 
     Args:
       name: as `--data` takes it.
-      config: says where, for which likelihood and above which size to stream.
+      config: says where, for which likelihood, above which size to stream, and how much of the
+        training part to hold out for validation.
       test_fraction: of your own data, where it has no test part.
-      split_seed: of that split.
 
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
+      ConfigError: it has a validation part, and one is to be held out.
     """
+    dataset = _load(name, config, test_fraction)
+    fraction = config.validation_fraction
+    if fraction == 0:
+        return dataset
+    if dataset.valid is not None:
+        raise ConfigError(
+            f"--validation-fraction must be 0 for data with a validation part, got {fraction}: "
+            f"{dataset.describe()}, of {dataset.source}"
+        )
+    return data.hold_out_validation(dataset, fraction, config.split_seed)
+
+
+def _load(name: str, config: common.Config, test_fraction: float) -> data.Dataset:
     path = Path(name)
     if name in data.NAMES or not (path.suffix or path.parent.name or path.exists()):
         return data.load(name, config.data_dir)
     return data.load_path(
         name,
         test_fraction=test_fraction,
-        split_seed=split_seed,
+        split_seed=config.split_seed,
         likelihood=None if config.likelihood == "auto" else config.likelihood,
         stream_above=round(config.stream_above * 2**30),
     )
@@ -121,23 +137,29 @@ def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> 
     family: str | Family = "bernoulli"
     if config.likelihood == "gaussian":
         family = jvae.Gaussian(sigmoid_mean=True)
-    if not streamed:
-        return Inputs(*binarisation.prepare(name, dataset.train, dataset.test, key), family)
     known = binarisation.BINARISATIONS[name]
+    valid = None
+    if dataset.valid is not None:
+        valid_key = jax.random.fold_in(key, _VALIDATION_DRAW)
+        valid = known.test_once(jnp.asarray(dataset.valid), valid_key)
+    if not streamed:
+        prepared = binarisation.prepare(name, dataset.train, dataset.test, key)
+        return Inputs(*prepared, family, valid)
     if known.train_once is not None:
         raise ConfigError(
             f"--binarisation {name} draws the training images once, in memory: choose another, "
             "or a larger --stream-above"
         )
     prepared = binarisation.prepare(name, dataset.test[:0], dataset.test, key)
-    return Inputs(dataset.train, prepared.test, prepared.preprocess, family)
+    return Inputs(dataset.train, prepared.test, prepared.preprocess, family, valid)
 
 
 def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> Inputs:
-    train, test = dataset.train, dataset.test
+    train, test = dataset.train, jnp.asarray(dataset.test)
+    valid = None if dataset.valid is None else jnp.asarray(dataset.valid)
     if config.likelihood == "bernoulli":
         train = train if streamed else jnp.asarray(train)
-        return Inputs(train, jnp.asarray(test), None, "bernoulli")
+        return Inputs(train, test, None, "bernoulli", valid)
     whole = np.asarray(train)
     data.check_varied(whole, dataset.source)
     coarse = _coarse_columns(whole)
@@ -162,9 +184,10 @@ def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) ->
 
     return Inputs(
         train=train if streamed else jnp.asarray(train),
-        test=standardise(jnp.asarray(test), jnp.zeros(())),
+        test=standardise(test, jnp.zeros(())),
         preprocess=standardise,
         family="gaussian",
+        valid=None if valid is None else standardise(valid, jnp.zeros(())),
         protocol={
             "standardisation": "x is the data less the training part's mean, divided by its "
             "standard deviation, in each column; nats are of x",

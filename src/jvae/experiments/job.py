@@ -44,6 +44,8 @@ class Job:
       log_volume: where x is data divided by scales, the sum of their logs: -log p(data) is
         -log p(x) plus it. None where x is the data.
       shown: from x to images in [0, 1]; None where x is no image.
+      valid: float [num_valid, *data_shape], by which the best weights are chosen; None where the
+        result is of the last ones.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Job:
     remarks: dict[str, Any] = dataclasses.field(default_factory=dict)
     log_volume: float | None = None
     shown: Callable[[Array], Array] | None = None
+    valid: Float[Array, "num_valid ..."] | None = None
 
     @property
     def keys(self) -> list[Keys]:
@@ -74,10 +77,17 @@ class Job:
         """
         return devices.choose(self.config)
 
+    @property
+    def held_out(self) -> dict[str, Float[Array, "..."]]:
+        """The parts that are evaluated and not trained on: "test", perhaps "validation"."""
+        return {"test": self.test} | ({} if self.valid is None else {"validation": self.valid})
+
     @functools.cached_property
-    def test_on_devices(self) -> Float[Array, "padded ..."]:
-        """`test`, shared out over the devices of the run; cut what comes of it to its length."""
-        return self.test if self.mesh is None else distributed.split_examples(self.test, self.mesh)
+    def held_out_on_devices(self) -> dict[str, Float[Array, "..."]]:
+        """`held_out`, shared out over the run's devices; cut what comes of it to its lengths."""
+        if self.mesh is None:
+            return self.held_out
+        return {part: distributed.split_examples(x, self.mesh) for part, x in self.held_out.items()}
 
     @property
     def streamed(self) -> bool:
@@ -107,6 +117,14 @@ class Job:
             for keys in self.keys
         ]
         return states[0] if self.config.seeds == 1 else training.ensemble(states)
+
+    def on_devices(self, state: training.TrainState) -> training.TrainState:
+        """A state where training has it, on the run's devices."""
+        if self.mesh is None:
+            return state
+        if self.config.seeds == 1:
+            return distributed.replicate(state, self.mesh)
+        return distributed.place_members(state, self.mesh)
 
     def settings(self) -> dict[str, Any]:
         """The content of `config.json`."""

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
 from jvae.experiments import (
+    best,
     devices,
     epochs,
     failure,
@@ -59,14 +60,15 @@ def run(
     Raises:
       ConfigError: fewer training examples than one batch, or devices that cannot share it.
       RunFolderError: the run's folder cannot be made or continued.
-      CheckpointError: the checkpoint to go on from does not fit, or one cannot be written.
+      CheckpointError: the checkpoint to go on from does not fit, the best one is lost, or one
+        cannot be written.
       Interrupted: SIGINT or SIGTERM came; training ended after the compiled call in hand, of at
         most `epochs.STEPS_A_CALL` steps, or the batch where data is streamed, and was saved.
       NonFiniteError: the bound or the weights became infinite or NaN; the last good state is
         saved, `failure.json` says where it happened, and `failure/` holds that step for
         `jvae.experiments.replay`.
-      FloatingPointError: the test ELBO did, with both finite; the state before that epoch is
-        saved, and `failure.json` says where it happened.
+      FloatingPointError: the test or the validation ELBO did, with both finite; the state before
+        that epoch is saved, and `failure.json` says where it happened.
       ImportError: a logger that the settings ask for is not installed.
     """
     job.config.check_examples(len(job.train))
@@ -94,17 +96,18 @@ def run(
                 done = f"step {state.step}" if rest else f"epoch {epoch}"
                 raise Interrupted(f"saved after {done}", signum)
             with console.status("Evaluating and drawing …"):
-                result = results.evaluate(job, state)
+                chosen = best.choose(job, state)
+                result = results.evaluate(job, state, chosen)
                 if signum := distributed.largest(interrupt.signum or 0):
                     raise Interrupted("trained, and its results not written", signum)
-                distributed.on_first_process(lambda: _write_results(job, state, result))
+                distributed.on_first_process(lambda: _write_results(job, state, chosen, result))
         except Interrupted as error:
             raise Interrupted(
                 f"Interrupted ({error}). To go on: the same command with --resume --out "
                 f"{shlex.quote(str(job.folder))}",
                 error.signum,
             ) from None
-        except (OSError, checkpoint.UnwritableError) as error:
+        except (OSError, checkpoint.UnwritableError, checkpoint.LostError) as error:
             error.add_note(
                 "To go on once that is mended: the same command with --resume --out "
                 f"{shlex.quote(str(job.folder))}"
@@ -127,8 +130,13 @@ def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:
     return stack.enter_context(logbook.from_settings(job))
 
 
-def _write_results(job: Job, state: training.TrainState, result: dict[str, Any]) -> None:
-    models = [one.params for one in training.members(state)]
+def _write_results(
+    job: Job,
+    state: training.TrainState,
+    chosen: Sequence[training.TrainState],
+    result: dict[str, Any],
+) -> None:
+    models = [one.params for one in chosen]
     if len(models) == 1:
         checkpoint.save(job.folder / "model.safetensors", models[0])
     else:
@@ -149,6 +157,8 @@ def _check_same_run(job: Job) -> None:
     free = set(FREE_ON_RESUME)
     if job.config.schedule == "cosine":
         free.remove("epochs")  # the schedule's length: every epoch depends on it
+    if job.valid is not None:
+        free.remove("checkpoint_every")  # of these checkpoints one is chosen
     fields = dataclasses.fields(job.config)
     # A setting that is newer than the run had its default.
     defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
@@ -200,17 +210,15 @@ def _train(
     """
     config = job.config
     step = training.make_step(objective.make_bound(config), job.optimizer)
-    preprocess, state, examples = job.preprocess, job.init(), job.train
+    preprocess, state, examples = job.preprocess, job.on_devices(job.init()), job.train
     if mesh is not None:
         if config.seeds == 1:
             preprocess = distributed.split_batches(mesh, preprocess)
-            state = distributed.replicate(state, mesh)
-        else:
-            state = distributed.place_members(state, mesh)
         if not job.streamed:
             examples = distributed.replicate(examples, mesh)
+    records: list[dict[str, Any]] = []
     with (
-        checkpoint.open_checkpoints(job.folder / "checkpoints") as checkpoints,
+        best.open_checkpoints(job, records) as checkpoints,
         _progress(console) as progress,
     ):
         if config.resume:
@@ -227,6 +235,7 @@ def _train(
                 run_folder.rewind_metrics(job.folder, resumed_at)
 
             distributed.on_first_process(rewind)
+            records += run_folder.read_metrics(job.folder)
         done = int(state.step) // job.steps_per_epoch
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
@@ -268,6 +277,7 @@ def _train(
                 return True
             speed = round(info.bound.size * config.batch_size / seconds)
             record = results.record(job, state, bounds, images_per_second=speed)
+            records.append(record)
             earlier = []
             done = record["epoch"]
             ending = stop()
@@ -301,7 +311,7 @@ def _train(
                     max_skipped=config.max_skipped,
                 )
             return state if mesh is None else distributed.to_host(state)
-        except FloatingPointError as error:  # of a step, or of the test ELBO
+        except FloatingPointError as error:  # of a step, or of an ELBO after the epoch
             checkpoint.save_state(checkpoints, good)
             distributed.on_first_process(functools.partial(_write_failure, job, error, good))
             raise
@@ -313,7 +323,7 @@ def _write_failure(job: Job, error: FloatingPointError, good: training.TrainStat
     if isinstance(error, training.NonFiniteError):
         step = error.step
         what = {"bound": str(error.bound), "seed": config.all_seeds[error.member]}
-    else:  # the test ELBO, after the last step of the epoch
+    else:  # an ELBO after the last step of the epoch
         step = (int(good.step) // job.steps_per_epoch + 1) * job.steps_per_epoch - 1
         what = {}
     where: dict[str, Any] = {

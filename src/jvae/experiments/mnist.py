@@ -10,7 +10,7 @@ from typing import Any, Literal
 import tyro
 
 from jvae import data, distributed
-from jvae.experiments import command_line, devices, run_folder, train
+from jvae.experiments import command_line, devices, inputs, run_folder, train
 from jvae.experiments import config as common
 from jvae.experiments.logbook import Logger
 
@@ -35,6 +35,7 @@ def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
     Raises:
       DataError: the dataset is missing or corrupt.
+      ConfigError: a part is to be held out of data that has it.
     """
     devices.start(config)
     remarks: dict[str, Any] = {}
@@ -55,7 +56,7 @@ def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 def _load(name: str, config: Config) -> tuple[data.Dataset, dict[str, str]]:
     """A dataset by its name, and the remark that it is not the one that was meant."""
     try:
-        return data.load("mnist" if name == "auto" else name, config.data_dir), {}
+        return inputs.load("mnist" if name == "auto" else name, config), {}
     except data.NoNetworkError as error:
         if name != "auto":
             raise
@@ -65,7 +66,7 @@ def _load(name: str, config: Config) -> tuple[data.Dataset, dict[str, str]]:
             f"are not numbers on MNIST.[/]\n({error})",
             soft_wrap=True,
         )
-        return data.load("mnist_5k"), {"fallback": f"mnist_5k, not mnist: {error}"}
+        return inputs.load("mnist_5k", config), {"fallback": f"mnist_5k, not mnist: {error}"}
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ from jvae.experiments import run_folder
 from jvae.experiments.job import Job
 from jvae.training import TrainState, members, skips_non_finite
 
+# Folded into a key beside steps, of which none is so large.
+_VALIDATION = 2**32 - 1
 # Estimates of log p(x) on fewer effective samples mean little.
 MIN_ESS = 5.0
 _PERCENTILES = (0, 1, 5, 10)
@@ -39,18 +41,22 @@ def record(
       images_per_second: over all members.
 
     Raises:
-      FloatingPointError: a test ELBO is not finite.
+      FloatingPointError: an ELBO of the test part, or of the validation part, is not finite.
     """
     step = int(state.step)
-    test = _test_elbos(job, state)
-    if not np.isfinite(test).all():
-        raise FloatingPointError(f"the test ELBO is {np.mean(test)} after step {step}")
+    states = members(state._replace(opt_state=()))
+    held_out: dict[str, Any] = {}
+    for part in job.held_out:
+        values = elbos(job, states, part)
+        if not np.isfinite(values).all():
+            raise FloatingPointError(f"the {part} ELBO is {np.mean(values)} after step {step}")
+        held_out |= summary(f"{part}_elbo", values)
     return {
         "step": step,
         "epoch": step // job.steps_per_epoch,
         "examples": step * job.config.batch_size,
         **_train_metric(job, bounds),
-        **summary("test_elbo", test),
+        **held_out,
         "images_per_second": images_per_second,
         **_skipped(state),
     }
@@ -75,28 +81,38 @@ def _skipped(state: TrainState) -> dict[str, int]:
     return {"skipped_steps": int(np.sum(state.opt_state.total_notfinite))}
 
 
-def _test_elbos(job: Job, state: TrainState) -> list[npt.NDArray[np.float64]]:
-    """The ELBO of each test example, with one sample of z, under each model."""
+def elbos(job: Job, states: Sequence[TrainState], part: str) -> list[Float[np.ndarray, "num"]]:
+    """The ELBO of each example of a part, with one sample of z, under each model.
 
-    def elbos(params: jvae.Params, key: PRNGKeyArray) -> npt.NDArray[np.float64]:
-        key = jax.random.fold_in(key, state.step)
-        return _of_test(job, bound_by_example(params, job.test_on_devices, key, bound=jvae.elbo))
+    Args:
+      job: what is run.
+      states: of the models, each at a step of its own; its draws of z are those of its step.
+      part: "test" or "validation".
 
-    return [
-        elbos(params, keys.elbo) for params, keys in zip(_models(job, state), job.keys, strict=True)
-    ]
+    Returns:
+      float64 [num] nats of each model.
+    """
+
+    def of_one(state: TrainState, key: PRNGKeyArray) -> Float[np.ndarray, "num"]:
+        if part == "validation":
+            key = jax.random.fold_in(key, _VALIDATION)
+        key = jax.random.fold_in(key, int(state.step))
+        x = job.held_out_on_devices[part]
+        values = bound_by_example(_on_devices(job, state), x, key, bound=jvae.elbo)
+        return _cut(job, part, values)
+
+    return [of_one(state, keys.elbo) for state, keys in zip(states, job.keys, strict=True)]
 
 
-def _models(job: Job, state: TrainState) -> list[jvae.Params]:
-    """The weights of each model, on all of the run's devices."""
-    models = [one.params for one in members(state._replace(opt_state=()))]
-    if job.mesh is None:
-        return models
-    return [distributed.replicate(params, job.mesh) for params in models]
+def _on_devices(job: Job, state: TrainState) -> jvae.Params:
+    """The weights of a model, on all of the run's devices."""
+    params = state.params
+    return params if job.mesh is None else distributed.replicate(params, job.mesh)
 
 
-def _of_test(job: Job, values: Float[Array, "padded"]) -> npt.NDArray[np.float64]:
-    return np.asarray(distributed.to_host(values), np.float64)[: len(job.test)]
+def _cut(job: Job, part: str, values: Float[Array, "padded"]) -> Float[np.ndarray, "num"]:
+    """Without what fills up the devices, on the host."""
+    return np.asarray(distributed.to_host(values), np.float64)[: len(job.held_out[part])]
 
 
 def summary(name: str, values: Sequence[npt.ArrayLike]) -> dict[str, Any]:
@@ -160,26 +176,39 @@ def show_warning(console: rich.console.Console, text: str) -> None:
     console.print(f"[bold yellow]WARNING: {rich.markup.escape(text)}[/]", soft_wrap=True)
 
 
-def _log_likelihoods(job: Job, state: TrainState) -> tuple[list[LogLikelihood], list[str]]:
+def _log_likelihoods(
+    job: Job, states: Sequence[TrainState]
+) -> tuple[list[LogLikelihood], list[str]]:
     """Of the test examples under each model, in float64; and what is to be warned of."""
     found: list[LogLikelihood] = []
     said: list[str] = []
-    for seed, params, keys in zip(job.config.all_seeds, _models(job, state), job.keys, strict=True):
+    for seed, state, keys in zip(job.config.all_seeds, states, job.keys, strict=True):
         of_one = evaluation.importance_sampling(
-            params, job.test_on_devices, keys.nll, num_samples=job.config.nll_samples
+            _on_devices(job, state),
+            job.held_out_on_devices["test"],
+            keys.nll,
+            num_samples=job.config.nll_samples,
         )
         # On the host the devices' filling is cut off, so that no warning counts it.
-        found.append(jax.tree.map(lambda part: _of_test(job, part), of_one))
+        found.append(jax.tree.map(lambda values: _cut(job, "test", values), of_one))
         with warnings_into(said, seed=seed if job.config.seeds > 1 else None):
             evaluation.warn_if_unreliable(found[-1], min_ess=MIN_ESS)
     return found, said
 
 
-def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
-    """The content of `result.json`."""
-    result = summary("test_elbo", _test_elbos(job, state))
+def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+      job: what was run.
+      state: after the last epoch.
+      chosen: the state of each model whose weights are the result, from `best.choose`.
+    """
+    result: dict[str, Any] = {}
+    for part in job.held_out:
+        result |= summary(f"{part}_elbo", elbos(job, chosen, part))
     if num_samples := job.config.nll_samples:
-        log_px, said = _log_likelihoods(job, state)
+        log_px, said = _log_likelihoods(job, chosen)
         result |= summary("test_nll", [-of_one.estimate for of_one in log_px])
         result |= sampling_error("test_nll", [of_one.stderr for of_one in log_px])
         result |= effective_samples("test_nll_", [of_one.ess for of_one in log_px])
@@ -195,7 +224,7 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     records = run_folder.read_metrics(job.folder)
     return result | {
         "stderr_over": "test examples" if job.config.seeds == 1 else "seeds",
-        "weights": "after the last epoch",
+        **_weights(job, chosen),
         "epochs": int(state.step) // job.steps_per_epoch,
         "steps": int(state.step),
         **_skipped(state),
@@ -208,11 +237,34 @@ def evaluate(job: Job, state: TrainState) -> dict[str, Any]:
     }
 
 
+def _weights(job: Job, chosen: Sequence[TrainState]) -> dict[str, Any]:
+    """Of which epoch they are."""
+    if job.valid is None:
+        return {"weights": "after the last epoch"}
+    found = [int(state.step) // job.steps_per_epoch for state in chosen]
+    if len(found) == 1:
+        return {
+            "weights": f"of the best validation ELBO, at epoch {found[0]}",
+            "best_epoch": found[0],
+        }
+    epochs = ", ".join(map(str, found))
+    return {
+        "weights": f"of each seed's best validation ELBO, at epochs {epochs}",
+        "best_epoch_by_seed": found,
+    }
+
+
 def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> None:
     """Show the results as a table."""
     over = "" if job.config.seeds == 1 else f" over {job.config.seeds} seeds"
     table = rich.table.Table("test set", job.protocol["units"], f"± s.e.{over}")
     table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
+    if "validation_elbo" in result:
+        table.add_row(
+            "ELBO of the validation part",
+            f"{result['validation_elbo']:.2f}",
+            f"{result['validation_elbo_stderr']:.2f}",
+        )
     if "test_nll" in result:
         table.add_row(
             f"-log p(x), {job.config.nll_samples} importance samples",
@@ -229,6 +281,8 @@ def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> N
         bits = f"{result['test_bits_per_dimension_at_most']:.3f}"
         table.add_row("of the 8-bit images, bits per dimension, at most", bits, "")
     console.print(table)
+    if job.valid is not None:
+        console.print(f"The weights are {result['weights']}.", soft_wrap=True)
     if "test_nll" in result:
         console.print(_trust(job, result), soft_wrap=True)
         for warning in result["warnings"]:

@@ -30,8 +30,6 @@ class Config(common.Config):
     .parquet), a folder of images."""
     test_fraction: float = 0.1
     """Of your own data, how much is held out where it has no test part."""
-    split_seed: int = 0
-    """Of the split that holds it out."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range.
@@ -42,7 +40,6 @@ class Config(common.Config):
         super().__post_init__()
         self._refuse_unless(bool(self.data), "data", "a name or a path")
         self._refuse_unless(0 < self.test_fraction < 1, "test_fraction", "between 0 and 1")
-        self._refuse_unless(self.split_seed >= 0, "split_seed", "at least 0")
 
 
 def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
@@ -54,15 +51,14 @@ def run(config: Config, *, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
     Raises:
       DataError: the data is missing, corrupt or not to be trained on.
+      ConfigError: a part is to be held out of data that has it.
     """
     devices.start(config)
     folder = config.out or run_folder.default_path(Path(config.data).stem)
     if not config.resume:
         distributed.on_first_process(lambda: run_folder.refuse_taken(folder))
     dataset = distributed.on_every_process(
-        lambda: inputs.load(
-            config.data, config, test_fraction=config.test_fraction, split_seed=config.split_seed
-        )
+        lambda: inputs.load(config.data, config, test_fraction=config.test_fraction)
     )
     return train_on(dataset, config, folder, loggers=loggers)
 
@@ -101,8 +97,9 @@ def _job(
     console: rich.console.Console,
 ) -> Job:
     config.check_examples(len(dataset.train))
-    if len(dataset.test) < 2:
-        raise data.DataError(f"{dataset.source}: {len(dataset.test)} test example, expected 2")
+    for part, examples in (("test", dataset.test), ("validation", dataset.valid)):
+        if examples is not None and len(examples) < 2:
+            raise data.DataError(f"{dataset.source}: {len(examples)} {part} example, expected 2")
     likelihood, protocol = inputs.fit_to(dataset, config)
     config = dataclasses.replace(config, likelihood=likelihood, binarisation=protocol)
     console.print(dataset.describe(), soft_wrap=True)
@@ -138,6 +135,14 @@ def _job(
         "test_elbo_estimator": "SGVB B with one sample of z an example",
         "units": "nats per image" if is_pixels else "nats per example",
     }
+    if dataset.valid is not None:
+        own = config.validation_fraction == 0
+        split = f"fraction {config.validation_fraction:g}, split seed {config.split_seed}"
+        description |= {
+            "num_validation": len(dataset.valid),
+            "validation_part": "the data's own" if own else f"held out of the rest ({split})",
+            "weights": "of the best validation ELBO",
+        }
     model = jvae.VAE.mlp(
         data_shape=dataset.data_shape,
         latent_dim=config.latent_dim,
@@ -160,6 +165,7 @@ def _job(
             "test_examples_also_in_train": repeated,
             **(remarks or {}),
         },
+        valid=x.valid,
         log_volume=x.log_volume,
         shown=x.shown if plotting.is_image(dataset.data_shape) else None,
     )

@@ -1,0 +1,432 @@
+"""With a validation part a run's result is of the weights of its best epoch, and says so."""
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from compiling import compiled_quickly
+from runs import metrics
+from tiny_evaluations import QUICK, call, rows
+from tiny_runs import STEPS, interrupting_before, pixels, run, save_npy, save_pngs
+
+import jvae
+from jvae import checkpoint, data, evaluation, training
+from jvae.experiments import compare, figures, finished, loop, mnist, results, run_folder, train
+from jvae.experiments.config import ConfigError
+from jvae.experiments.interrupt import Interrupted
+from jvae.experiments.job import Job, Keys
+from jvae.experiments.run_folder import RunFolderError
+
+pytestmark = pytest.mark.usefixtures("quick_compilation", "no_figures")
+
+# Of the images to learn every pixel is white, of those that choose four in five: the chance of
+# white that the model learns goes from a half to one, and has to pass by what suits them best.
+WHITE = 0.8
+EVERY, EPOCHS = 2, 9
+OVERSHOOTING: dict[str, Any] = {
+    "learning_rate": 0.01,
+    "epochs": EPOCHS,
+    "checkpoint_every": EVERY,
+    "stream_above": 0.0,
+}
+TIMINGS = ("images_per_second", "command")
+
+
+@pytest.fixture(scope="module")
+def overshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data, `mine.npz`, and the run that nothing interrupted, `run`."""
+    folder = tmp_path_factory.mktemp("overshot")
+    rng = np.random.default_rng(0)
+    valid, test = 255 * (rng.random((2, 40, 6, 5)) < WHITE).astype(np.uint8)
+    np.savez(folder / "mine.npz", train=np.full((36, 6, 5), 255, np.uint8), valid=valid, test=test)
+    with compiled_quickly(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw", lambda job, params: None)
+        run(folder / "mine.npz", folder / "run", **OVERSHOOTING)
+    return folder
+
+
+def validation_elbos(folder: Path) -> dict[int, float]:
+    return {record["epoch"]: record["validation_elbo"] for record in metrics(folder)}
+
+
+def best_of(elbos: dict[int, float], every: int = EVERY) -> int:
+    candidates = {epoch: elbo for epoch, elbo in elbos.items() if epoch % every == 0}
+    return max(candidates, key=candidates.__getitem__)
+
+
+def kept(folder: Path) -> set[int]:
+    """The epochs of the checkpoints."""
+    return {int(path.name) // STEPS for path in (folder / "checkpoints").iterdir()}
+
+
+def without_timings(folder: Path) -> dict[str, Any]:
+    result = run_folder.read_result(folder)
+    return {name: value for name, value in result.items() if name not in TIMINGS}
+
+
+def assert_same_result(a: Path, b: Path) -> None:
+    """Metrics, weights and results, bit for bit."""
+    assert metrics(a) == metrics(b)
+    weights = "model.safetensors"
+    assert (a / weights).read_bytes() == (b / weights).read_bytes()
+    assert without_timings(a) == without_timings(b)
+
+
+def test_the_best_epoch_is_kept_and_is_the_result(
+    overshot: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = overshot / "run"
+    best = best_of(validation_elbos(folder))
+    assert EVERY < best < EPOCHS - 1
+    assert kept(folder) == {best, EPOCHS - 1, EPOCHS}
+    result = run_folder.read_result(folder)
+    assert result["weights"] == f"of the best validation ELBO, at epoch {best}"
+    assert (result["best_epoch"], result["epochs"]) == (best, EPOCHS)
+    expected = {"num_validation": 40, "validation_part": "the data's own"}
+    assert result["protocol"].items() >= expected.items()
+    # A run that ended there has the same weights and the same numbers.
+    other = run(overshot / "mine.npz", tmp_path / "run", **(OVERSHOOTING | {"epochs": best}))
+    assert metrics(tmp_path / "run") == metrics(folder)[:best]
+    of_runs = (f / "model.safetensors" for f in (folder, tmp_path / "run"))
+    assert len({file.read_bytes() for file in of_runs}) == 1
+    for name in ("test_elbo", "test_nll", "validation_elbo", "validation_elbo_stderr"):
+        assert result[name] == other[name]
+    shown = capsys.readouterr().out
+    assert f"The weights are of the best validation ELBO, at epoch {best}." in shown
+    (row,) = (row for row in rows(shown) if row[:1] == ["ELBO of the validation part"])
+    assert row[1] == f"{other['validation_elbo']:.2f}"
+
+
+def test_the_numbers_are_those_of_the_weights_on_file(overshot: Path) -> None:
+    result = run_folder.read_result(overshot / "run")
+    record = metrics(overshot / "run")[result["best_epoch"] - 1]
+    params = checkpoint.load(overshot / "run" / "model.safetensors")
+    dataset = data.load_path(overshot / "mine.npz")
+    keys = Keys(*jax.random.split(jax.random.key(0), len(Keys._fields)))
+    key_of = {"test": keys.elbo, "validation": jax.random.fold_in(keys.elbo, 2**32 - 1)}
+    for part, images in (("test", dataset.test), ("validation", dataset.valid)):
+        key = jax.random.fold_in(key_of[part], record["step"])
+        x = np.asarray(images, np.float32) / 255
+        elbos = np.asarray(evaluation.bound_by_example(params, x, key, bound=jvae.elbo), np.float64)
+        expected = (elbos.mean(), elbos.std(ddof=1) / len(elbos) ** 0.5)
+        for found in (result, record):
+            numbers = (found[f"{part}_elbo"], found[f"{part}_elbo_stderr"])
+            assert numbers == pytest.approx(expected, rel=1e-6)
+    x = np.asarray(dataset.test, np.float32) / 255
+    log_px = evaluation.importance_sampling(params, x, keys.nll, num_samples=5).estimate
+    assert result["test_nll"] == pytest.approx(-float(log_px.mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("stops", [(5,), (4,), (2.5, 7.5)], ids=str)
+def test_a_stop_changes_nothing(
+    stops: tuple[float, ...], overshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After these epochs, at a checkpoint or not, at the end of an epoch or within one."""
+    folder = tmp_path / "run"
+    for i, stop in enumerate(stops):
+        with monkeypatch.context() as patch:
+            before = interrupting_before(round(stop * STEPS) - 1, signal.SIGTERM)
+            patch.setattr(data, "batches", before)
+            with pytest.raises(Interrupted, match="saved after"):
+                run(overshot / "mine.npz", folder, **OVERSHOOTING, resume=i > 0)
+    run(overshot / "mine.npz", folder, **OVERSHOOTING, resume=True)
+    assert_same_result(folder, overshot / "run")
+    assert kept(folder) >= {run_folder.read_result(folder)["best_epoch"], EPOCHS}
+
+
+def test_a_run_that_ended_before_goes_on_as_one_that_did_not(
+    overshot: Path, tmp_path: Path
+) -> None:
+    """Its last weights, which were the best, were of no checkpoint that the longer run has."""
+    folder = tmp_path / "run"
+    elbos = validation_elbos(overshot / "run")
+    end = max((e for e in elbos if e % EVERY), key=elbos.__getitem__)
+    assert elbos[end] > elbos[best_of(elbos)]
+    result = run(overshot / "mine.npz", folder, **(OVERSHOOTING | {"epochs": end}))
+    assert (result["best_epoch"], result["epochs"]) == (end, end)
+    run(overshot / "mine.npz", folder, **OVERSHOOTING, resume=True)
+    assert_same_result(folder, overshot / "run")
+
+
+def test_fewer_epochs_choose_among_what_there_is(
+    overshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that is within an epoch, and has no checkpoint to choose from, has its last state."""
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "batches", interrupting_before(7, signal.SIGTERM))
+        with pytest.raises(Interrupted, match="saved after step 8"):
+            run(overshot / "mine.npz", tmp_path / "run", **OVERSHOOTING)
+    fewer = OVERSHOOTING | {"epochs": 1}
+    result = run(overshot / "mine.npz", tmp_path / "run", **fewer, resume=True)
+    assert (result["best_epoch"], result["steps"]) == (1, 8)
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def cut(path: Path) -> None:
+    file = path / "default" / "_METADATA"
+    file.write_bytes(file.read_bytes()[:-10])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"), [(remove, "is missing"), (cut, r"is damaged \(.*\)")]
+)
+def test_a_best_checkpoint_that_is_lost_is_said_and_costs_nothing_else(
+    damage: Any, reason: str, overshot: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(overshot / "run", folder)
+    step = run_folder.read_result(folder)["best_epoch"] * STEPS
+    lost = folder / "checkpoints" / str(step)
+    damage(lost)
+    more = OVERSHOOTING | {"epochs": EPOCHS + 1}
+    message = rf"^checkpoint {step} in .* {reason}\n"
+    with pytest.raises(checkpoint.LostError, match=message) as error:
+        run(overshot / "mine.npz", folder, **more, resume=True)
+    assert isinstance(error.value, checkpoint.CheckpointError)
+    (note,) = error.value.__notes__
+    assert note.startswith("To go on once that is mended: the same command with --resume --out")
+    # Nothing of it was written, and a copy mends it.
+    assert without_timings(folder) == without_timings(overshot / "run")
+    shutil.copytree(overshot / "run" / "checkpoints" / str(step), lost, dirs_exist_ok=True)
+    result = run(overshot / "mine.npz", folder, **more, resume=True)
+    assert (result["best_epoch"] * STEPS, result["epochs"]) == (step, EPOCHS + 1)
+
+
+def test_each_seed_has_a_best_epoch_of_its_own(tmp_path: Path) -> None:
+    """Where little is learned, the noise of few validation images chooses."""
+    path = save_npy(tmp_path / "mine", pixels(6, 5))
+    settings = {"validation_fraction": 0.1, "epochs": 6, "checkpoint_every": 1}
+    result = run(path, tmp_path / "both", **settings, seeds=2)
+    by_epoch = np.array([r["validation_elbo_by_seed"] for r in metrics(tmp_path / "both")])
+    best = (1 + by_epoch.argmax(axis=0)).tolist()
+    assert result["best_epoch_by_seed"] == best
+    assert len(set(best)) == 2
+    assert "best_epoch" not in result
+    words = f"of each seed's best validation ELBO, at epochs {best[0]}, {best[1]}"
+    assert result["weights"] == words
+    assert result["validation_elbo_by_seed"] == by_epoch.max(axis=0).tolist()
+    assert result["validation_elbo"] == by_epoch.max(axis=0).mean()
+    steps = {int(path.name) // 5 for path in (tmp_path / "both" / "checkpoints").iterdir()}
+    assert steps == {*best, 5, 6}
+    for seed in (0, 1):
+        alone = run(path, tmp_path / str(seed), **settings, seed=seed)
+        assert alone["best_epoch"] == best[seed]
+        for name in ("test_elbo", "test_nll", "validation_elbo"):
+            assert result[f"{name}_by_seed"][seed] == pytest.approx(alone[name], rel=1e-4)
+        files = (f"{seed}/model.safetensors", f"both/models/seed_{seed}.safetensors")
+        weights = [checkpoint.load(tmp_path / file) for file in files]
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *weights)
+
+
+def test_three_devices_choose_as_one(overshot: Path, tmp_path: Path) -> None:
+    """They share 40 validation examples, the last of them two less than the others."""
+    run(overshot / "mine.npz", tmp_path / "run", **OVERSHOOTING, devices=3)
+    for one, three in zip(metrics(overshot / "run"), metrics(tmp_path / "run"), strict=True):
+        assert three == pytest.approx(one, rel=1e-4)
+    one, three = (run_folder.read_result(folder) for folder in (overshot / "run", tmp_path / "run"))
+    assert three["best_epoch"] == one["best_epoch"]
+    assert three["test_nll"] == pytest.approx(one["test_nll"], rel=1e-4)
+
+
+# What is held out.
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What the test would run, in place of running it."""
+    given: list[Job] = []
+
+    def keep(job: Job, **how: object) -> dict[str, Any]:
+        given.append(job)
+        return {}
+
+    monkeypatch.setattr(loop, "run", keep)
+    return given
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_held_out_examples_are_not_trained_on(
+    streamed: bool, jobs: list[Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 images, of which 4 are the test part; of the others a quarter are validation images."""
+    sizes: list[Any] = []
+    images = pixels(6, 5)
+    path = save_pngs(tmp_path / "mine", images)
+    settings = {"binarisation": "none", "stream_above": 0.0 if streamed else 1.0}
+    for fraction in (0.25, 0.0):
+        run(path, tmp_path / "run", **settings, validation_fraction=fraction, map_prior=True)
+    job, whole = jobs
+    rest, test = data.hold_out(40, 0.1, 0)
+    train, valid = (rest[part] for part in data.hold_out(36, 0.25, 1))
+    assert not {*train} & {*valid, *test}
+    assert job.streamed == streamed
+    trained_on = np.stack([np.asarray(job.train[i]) for i in range(len(job.train))])
+    np.testing.assert_array_equal(trained_on, images[train])
+    assert job.valid is not None
+    np.testing.assert_allclose(job.valid, images[valid] / 255, rtol=1e-6)
+    np.testing.assert_allclose(job.test, images[test] / 255, rtol=1e-6)
+    counts = [job.protocol[name] for name in ("num_train", "num_validation", "num_test")]
+    assert counts == [27, 9, 4]
+    part = "held out of the rest (fraction 0.25, split seed 0)"
+    assert job.protocol["validation_part"] == part
+    # Without it nothing is said of it, and the data is the same.
+    added = {"num_validation", "validation_part", "weights"}
+    assert job.protocol.keys() - whole.protocol.keys() == added
+    changed = [n for n in whole.protocol if whole.protocol[n] != job.protocol[n]]
+    assert changed == ["num_train"]
+    of_both = {name: {"protocol": one.protocol} for name, one in (("a", job), ("b", whole))}
+    message = r"num_validation is 9 and null.*; weights is \"of the best"
+    with pytest.raises(RunFolderError, match=message):
+        compare.check_comparable(of_both)
+    # N of eq. 8, and of the steps in an epoch.
+    make_optimizer = training.make_optimizer
+
+    def watched(*args: Any, **how: Any) -> Any:
+        sizes.append(how["map_dataset_size"])
+        return make_optimizer(*args, **how)
+
+    monkeypatch.setattr(training, "make_optimizer", watched)
+    assert job.optimizer is not None
+    assert sizes == [27]
+    assert job.steps_per_epoch == 4
+
+
+def test_a_named_dataset_gives_of_its_training_part(jobs: list[Job], tmp_path: Path) -> None:
+    digits = data.load("mnist_5k")
+    parts = data.hold_out_validation(digits, 0.1, 3)
+    train, valid = data.hold_out(4000, 0.1, 4)
+    assert parts.valid is not None
+    assert digits.train_labels is not None
+    for part, labels, indices in (
+        (parts.train, parts.train_labels, train),
+        (parts.valid, parts.valid_labels, valid),
+    ):
+        np.testing.assert_array_equal(part, digits.train[indices])
+        assert labels is not None
+        np.testing.assert_array_equal(labels, digits.train_labels[indices])
+    assert len(parts.valid) == 400
+    np.testing.assert_array_equal(parts.test, digits.test)
+    assert parts.sha256 == digits.sha256
+    assert parts.source == f"{digits.source}, 400 examples held out for validation (seed 4)"
+    with pytest.raises(data.DataError, match="400 validation examples already"):
+        data.hold_out_validation(parts, 0.1)
+    settings: dict[str, Any] = {"validation_fraction": 0.1, "split_seed": 3, "out": tmp_path}
+    mnist.run(mnist.Config(dataset="mnist_5k", **settings))
+    np.testing.assert_array_equal(jobs[0].train, parts.train)
+
+
+def test_of_a_stream_no_more_is_held_out_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.validation, "MAX_STREAMED_TEST", 3)
+    path = save_pngs(tmp_path / "mine", pixels(6, 5))
+    for stream_above, num in ((0, 3), (2**30, 18)):
+        whole = data.load_path(path, stream_above=stream_above)
+        parts = data.hold_out_validation(whole, 0.5)
+        assert parts.valid is not None
+        assert (len(parts.train), len(parts.valid)) == (36 - num, num)
+
+
+def test_validation_images_have_a_draw_of_their_own(jobs: list[Job], tmp_path: Path) -> None:
+    """Once, of the same images another than that of the test part; and the same in every run."""
+    grey = pixels(6, 5)
+    np.savez(tmp_path / "mine.npz", train=grey, valid=grey, test=grey)
+    for seed in (0, 1):
+        run(tmp_path / "mine.npz", tmp_path / "run", seed=seed)
+    first, second = jobs
+    assert first.valid is not None
+    assert second.valid is not None
+    np.testing.assert_array_equal(first.valid, second.valid)
+    assert 0.3 < np.mean(np.asarray(first.valid) == np.asarray(first.test)) < 0.9
+    assert set(np.unique(first.valid)) == {0, 1}
+
+
+def test_columns_of_a_validation_part_are_those_of_the_training_part(
+    jobs: list[Job], tmp_path: Path
+) -> None:
+    rows = np.random.default_rng(0).normal(5, 3, (40, 4)).astype(np.float32)
+    run(save_npy(tmp_path / "mine", rows), tmp_path / "run", validation_fraction=0.2)
+    rest, _ = data.hold_out(40, 0.1, 0)
+    train, valid = (rows[rest[part]] for part in data.hold_out(36, 0.2, 1))
+    assert jobs[0].valid is not None
+    expected = (valid - train.mean(axis=0)) / train.std(axis=0)
+    np.testing.assert_allclose(jobs[0].valid, expected, atol=1e-5)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_cannot_be_is_refused(overshot: Path, tmp_path: Path) -> None:
+    own = overshot / "mine.npz"
+    message = r"--validation-fraction must be 0 for data with a validation part, got 0\.1: .*40"
+    with pytest.raises(ConfigError, match=message):
+        run(own, tmp_path / "run", validation_fraction=0.1)
+    for fraction in (-0.1, 1.0, float("nan")):
+        message = f"--validation-fraction must be at least 0 and below 1, got {fraction}"
+        with pytest.raises(ConfigError, match=message):
+            run(own, tmp_path / "run", validation_fraction=fraction)
+    grey = save_npy(tmp_path / "grey", pixels(6, 5))
+    message = "--batch-size must be at most the 18 training examples, got 20"
+    with pytest.raises(ConfigError, match=message):
+        run(grey, tmp_path / "run", validation_fraction=0.5, batch_size=20)
+    images = pixels(6, 5)
+    np.savez(tmp_path / "one.npz", train=images, valid=images[:1], test=images[:4])
+    with pytest.raises(data.DataError, match="1 validation example, expected 2"):
+        run(tmp_path / "one.npz", tmp_path / "run")
+
+
+def test_a_resume_keeps_to_the_checkpoints_that_are_chosen_from(overshot: Path) -> None:
+    folder = overshot / "run"
+    for changes, message in (
+        ({"checkpoint_every": 5}, f"checkpoint_every was {EVERY}, is 5"),
+        ({"split_seed": 1}, "split_seed was 0, is 1"),
+    ):
+        with pytest.raises(RunFolderError, match=message):
+            run(overshot / "mine.npz", folder, **(OVERSHOOTING | changes), resume=True)
+
+
+def test_a_validation_elbo_that_is_not_finite_is_a_failure(
+    overshot: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elbos = results.elbos
+
+    def broken(job: Job, states: Any, part: str) -> Any:
+        found = elbos(job, states, part)
+        return [values - np.inf for values in found] if part == "validation" else found
+
+    monkeypatch.setattr(results, "elbos", broken)
+    message = "the validation ELBO is -inf after step 6"
+    with pytest.raises(FloatingPointError, match=message):
+        run(overshot / "mine.npz", tmp_path / "run", **OVERSHOOTING)
+    failure = run_folder.read_failure(tmp_path / "run")
+    assert failure is not None
+    assert failure["last_good_step"] == 0
+
+
+# Once it is finished.
+
+
+def test_an_evaluation_has_the_weights_and_the_training_part_of_the_run(tmp_path: Path) -> None:
+    path = save_npy(tmp_path / "mine", pixels(6, 5))
+    held_out = {"test_fraction": 0.5, "validation_fraction": 0.5, "split_seed": 2}
+    run(path, tmp_path / "run", **held_out, epochs=1)
+    found = finished.load(tmp_path / "run", finished.read(tmp_path / "run"))
+    train = data.hold_out(40, 0.5, 2)[0][data.hold_out(20, 0.5, 3)[0]]
+    np.testing.assert_array_equal(found.inputs.train, pixels(6, 5)[train])
+    evaluated = call(tmp_path / "run", **QUICK)
+    assert evaluated["parts"]["train_gap"]["settings"]["num_examples"] == 10
+    assert evaluated["protocol"]["weights"] == "of the best validation ELBO"
+
+
+def test_the_learning_curves_show_it(jobs: list[Job], overshot: Path, tmp_path: Path) -> None:
+    for path in (overshot / "mine.npz", save_npy(tmp_path / "mine", pixels(6, 5))):
+        train.run(train.Config(data=str(path), out=overshot / "run", batch_size=6, resume=True))
+    for job, expected in zip(jobs, (["test", "validation"], ["test"]), strict=True):
+        figure = figures.curves(job)["curves"]
+        labels = [line.get_label() for line in figure.axes[0].get_lines()]
+        assert labels[1:] == [f"{part} elbo, after the epoch" for part in expected]
