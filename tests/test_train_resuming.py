@@ -215,6 +215,31 @@ def test_a_test_elbo_that_is_not_finite_frees_the_learning_rate_once(
     assert settings["learning_rates"] == [{"from_step": 0, "learning_rate": 0.01}]
 
 
+@pytest.mark.parametrize(("seeds", "of_seed"), [(1, ""), (2, " of seed 0")])
+@pytest.mark.usefixtures("no_figures")
+def test_a_log_likelihood_that_is_not_finite_is_told_and_can_be_left_out(
+    seeds: int, of_seed: str, grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    sampled = evaluation.importance_sampling
+
+    def infinite_for_the_third(*args: Any, **kwargs: Any) -> evaluation.LogLikelihood:
+        found = sampled(*args, **kwargs)
+        return found._replace(estimate=found.estimate.at[2].set(-jnp.inf))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "importance_sampling", infinite_for_the_third)
+        message = (
+            rf"not finite for {seeds} of {4 * seeds} test examples: of example 2{of_seed} it is "
+            rf"-inf\. To leave it out: .* --nll-samples 0 --resume --out {folder}$"
+        )
+        with pytest.raises(FloatingPointError, match=message):
+            run(grey, folder, seeds=seeds)
+    result = run(grey, folder, seeds=seeds, nll_samples=0, resume=True)
+    assert result["epochs"] == 2
+    assert "test_nll" not in result
+
+
 @pytest.mark.usefixtures("no_figures")
 def test_a_resumed_ensemble_equals_an_uninterrupted_one(grey: Path, tmp_path: Path) -> None:
     run(grey, tmp_path / "whole", seeds=2)

@@ -62,12 +62,22 @@ def choose(job: Job, state: TrainState) -> list[TrainState]:
     with checkpoint.open_checkpoints(_folder(job)) as checkpoints:
         for step in sorted(set(best) - {last}):
             # Of an ensemble, the members of this step.
-            restored = members(distributed.to_host(checkpoint.restore(checkpoints, step, like)))
+            restored = members(distributed.to_host(_restore(checkpoints, step, like)))
             chosen = [
                 one if of_seed == step else kept
                 for one, kept, of_seed in zip(restored, chosen, best, strict=True)
             ]
     return chosen
+
+
+def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState:
+    try:
+        return checkpoint.restore(checkpoints, step, like)
+    except checkpoint.LostError as error:
+        raise checkpoint.LostError(
+            f"{error}, and its validation ELBO is the best: put a copy in its place, or give more "
+            "--epochs, of which one may be better"
+        ) from error
 
 
 def _folder(job: Job) -> Path:

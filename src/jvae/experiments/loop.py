@@ -68,7 +68,8 @@ def run(
         saved, `failure.json` says where it happened, and `failure/` holds that step for
         `jvae.experiments.replay`.
       FloatingPointError: the test or the validation ELBO did, with both finite; the state before
-        that epoch is saved, and `failure.json` says where it happened.
+        that epoch is saved, and `failure.json` says where it happened. Or, at the end, log p(x) of
+        a test example.
       ImportError: a logger that the settings ask for is not installed.
     """
     job.config.check_examples(len(job.train))

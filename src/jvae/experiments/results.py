@@ -1,6 +1,7 @@
 """The numbers of a run: a line of metrics an epoch, and its results with their errors."""
 
 import math
+import shlex
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -196,6 +197,20 @@ def _log_likelihoods(
     return found, said
 
 
+def _refuse_infinite(job: Job, log_px: Sequence[LogLikelihood]) -> None:
+    estimates = np.stack([of_one.estimate for of_one in log_px])
+    bad = np.argwhere(~np.isfinite(estimates))
+    if not len(bad):
+        return
+    member, example = bad[0]
+    of_seed = f" of seed {job.config.all_seeds[member]}" if len(log_px) > 1 else ""
+    raise FloatingPointError(
+        f"log p(x) is not finite for {len(bad)} of {estimates.size} test examples: of example "
+        f"{example}{of_seed} it is {estimates[member, example]}. To leave it out: the same command "
+        f"with --nll-samples 0 --resume --out {shlex.quote(str(job.folder))}"
+    )
+
+
 def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[str, Any]:
     """The content of `result.json`.
 
@@ -203,12 +218,16 @@ def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[
       job: what was run.
       state: after the last epoch.
       chosen: the state of each model whose weights are the result, from `best.choose`.
+
+    Raises:
+      FloatingPointError: an estimate of log p(x) is not finite.
     """
     result: dict[str, Any] = {}
     for part in job.held_out:
         result |= summary(f"{part}_elbo", elbos(job, chosen, part))
     if num_samples := job.config.nll_samples:
         log_px, said = _log_likelihoods(job, chosen)
+        _refuse_infinite(job, log_px)
         result |= summary("test_nll", [-of_one.estimate for of_one in log_px])
         result |= sampling_error("test_nll", [of_one.stderr for of_one in log_px])
         result |= effective_samples("test_nll_", [of_one.ess for of_one in log_px])
