@@ -8,8 +8,15 @@ import jax
 import jaxtyping
 import pytest
 
-# LLVM optimises longer than the small programs of these tests run; new processes inherit this.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Compilation takes longer than the small programs of these tests run; new processes inherit this.
+FLAGS = [
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
+if jax.__version_info__ < (0, 11):  # later ones know no other emitters, and not this flag
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # For what is spread over devices; everything else runs on the first.
 jax.config.update("jax_num_cpu_devices", 8)
 # The silent (Z,) * (K, Z) broadcast is the classic bug of a VAE.

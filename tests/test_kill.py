@@ -24,6 +24,8 @@ FLAGS = "train --data mnist_5k --hidden 8 --latent-dim 3 --nll-samples 0 --check
 MODEL = train.Config(data="mnist_5k", hidden=(8,), latent_dim=3)
 # A start takes about this long, and what is written after training a good part of a second.
 START_UP, RESULTS = 4.0, 0.6
+# A save takes ten times as long, and to look more often takes a core from the run.
+LOOK_EVERY = 0.003
 # A save is under way while this is there.
 SAVING = "checkpoints/*.orbax-checkpoint-tmp*"
 # Where two runs may differ.
@@ -83,7 +85,7 @@ class Run:
         while not ready():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < deadline
-            time.sleep(0.001)
+            time.sleep(LOOK_EVERY)
 
     def count_lines(self) -> int:
         """The epochs on record."""
@@ -210,7 +212,7 @@ def test_kills_and_signals_change_nothing_in_a_stream(
         while run.process.poll() is None:
             if any(modified(path) > run.started for path in run.out.glob(run_folder.UNFINISHED)):
                 return True
-            time.sleep(0.001)
+            time.sleep(LOOK_EVERY)
         return False
 
     wait_for_the_midst_of_an_epoch()

@@ -47,8 +47,10 @@ def of_model(job: Job, params: jvae.Params) -> dict[str, Figure]:
 def _images(job: Job, params: jvae.Params, shown: Callable[[Array], Array]) -> dict[str, Figure]:
     sample_key, reconstruct_key = jax.random.split(job.keys[0].figures)
     shape = job.model.data_shape
-    means = jvae.sample(params, sample_key, 100)
+    # As one program each: of forty operations most of the time would be their compilation.
+    means = jax.jit(jvae.sample, static_argnums=2)(params, sample_key, 100)
     x = job.test[:50]
+    reconstructed = jax.jit(jvae.reconstruct)(params, x, reconstruct_key)
     cmap = "gray_r" if job.config.likelihood == "bernoulli" else "gray"  # ink, or light
     figures = {
         "samples": plotting.image_grid(
@@ -56,9 +58,7 @@ def _images(job: Job, params: jvae.Params, shown: Callable[[Array], Array]) -> d
             title="Means of p(x|z), z from the prior",
             cmap=cmap,
         ),
-        "reconstructions": plotting.reconstructions(
-            shown(x), shown(jvae.reconstruct(params, x, reconstruct_key)), cmap=cmap
-        ),
+        "reconstructions": plotting.reconstructions(shown(x), shown(reconstructed), cmap=cmap),
     }
     if job.config.latent_dim == 2:
         z = plotting.latent_grid(20).reshape(400, 2)
