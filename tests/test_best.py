@@ -162,7 +162,8 @@ def test_fewer_epochs_choose_among_what_there_is(
             run(overshot / "mine.npz", tmp_path / "run", **OVERSHOOTING)
     fewer = OVERSHOOTING | {"epochs": 1}
     result = run(overshot / "mine.npz", tmp_path / "run", **fewer, resume=True)
-    assert (result["best_epoch"], result["steps"]) == (1, 8)
+    assert (result["best_step"], result["steps"]) == (8, 8)
+    assert result["best_epoch"] == pytest.approx(8 / 6)
 
 
 def remove(path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_costs_nothing_else(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(overshot / "run", folder)
-    step = run_folder.read_result(folder)["best_epoch"] * STEPS
+    step = run_folder.read_result(folder)["best_step"]
     lost = folder / "checkpoints" / str(step)
     damage(lost)
     more = OVERSHOOTING | {"epochs": EPOCHS + 1}
@@ -196,14 +197,14 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_costs_nothing_else(
     assert without_timings(folder) == without_timings(overshot / "run")
     shutil.copytree(overshot / "run" / "checkpoints" / str(step), lost, dirs_exist_ok=True)
     result = run(overshot / "mine.npz", folder, **more, resume=True)
-    assert (result["best_epoch"] * STEPS, result["epochs"]) == (step, EPOCHS + 1)
+    assert (result["best_step"], result["epochs"]) == (step, EPOCHS + 1)
 
 
 def test_each_seed_has_a_best_epoch_of_its_own(tmp_path: Path) -> None:
     """Where little is learned, the noise of few validation images chooses."""
     path = save_npy(tmp_path / "mine", pixels(6, 5))
     settings = {"validation_fraction": 0.1, "epochs": 6, "checkpoint_every": 1}
-    result = run(path, tmp_path / "both", **settings, seeds=2)
+    result = run(path, tmp_path / "both", **settings, seeds=2, devices=2)
     by_epoch = np.array([r["validation_elbo_by_seed"] for r in metrics(tmp_path / "both")])
     best = (1 + by_epoch.argmax(axis=0)).tolist()
     assert result["best_epoch_by_seed"] == best
@@ -325,7 +326,7 @@ def test_a_named_dataset_gives_of_its_training_part(jobs: list[Job], tmp_path: P
 def test_of_a_stream_no_more_is_held_out_than_memory_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data.validation, "MAX_STREAMED_TEST", 3)
+    monkeypatch.setattr(data.validation, "MAX_STREAMED_HELD_OUT", 3)
     path = save_pngs(tmp_path / "mine", pixels(6, 5))
     for stream_above, num in ((0, 3), (2**30, 18)):
         whole = data.load_path(path, stream_above=stream_above)

@@ -207,6 +207,23 @@ def test_two_processes_train_as_one(start_run: Start, tmp_path: Path, source: st
     assert len(steps) == 2
 
 
+def test_two_processes_go_back_to_the_best_weights_as_one(start_run: Start, tmp_path: Path) -> None:
+    """Of images to learn every pixel is white, of those that choose four in five: it passes by."""
+    rng = np.random.default_rng(0)
+    valid, test = 255 * (rng.random((2, 40, 6, 5)) < 0.8).astype(np.uint8)
+    path = tmp_path / "mine.npz"
+    np.savez(path, train=np.full((40, 6, 5), 255, np.uint8), valid=valid, test=test)
+    settings = "--batch-size 8 --epochs 8 --learning-rate 0.02"
+    flags = ("--data", str(path), *settings.split())
+    for process in (*two(start_run, tmp_path / "two", *flags), start_run(tmp_path / "one", *flags)):
+        ended(process)
+    two_of, one_of = (run_folder.read_result(tmp_path / name) for name in ("two", "one"))
+    assert two_of["best_epoch"] == one_of["best_epoch"] < 7
+    np.testing.assert_allclose(two_of["test_elbo"], one_of["test_elbo"], rtol=1e-4)
+    weights = [checkpoint.load(tmp_path / run / "model.safetensors") for run in ("two", "one")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), *weights)
+
+
 def test_two_processes_end_together_and_one_goes_on_alone(start_run: Start, tmp_path: Path) -> None:
     out = tmp_path / "run"
 

@@ -194,6 +194,14 @@ def test_bernoulli_is_right_at_saturated_logits(value: float) -> None:
         np.testing.assert_allclose(second, -sigmoid * (1 - sigmoid), atol=2**-23)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
+def test_means_of_numpys_saturated_logits(dtype: type) -> None:
+    logits: np.ndarray = np.array([0, 3, 11, 90, 1000, -3, -11, -90, -1000], dtype)
+    mean = Bernoulli(logits).mean
+    np.testing.assert_allclose(mean, np.exp(log_sigmoid(logits.astype(np.float32))), atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
 def test_bernoulli_is_right_at_saturated_logits_of_16_bits(dtype: np.dtype) -> None:
     logits = jnp.array([0, 3, 10.4, 11, 90, 6e4], dtype)

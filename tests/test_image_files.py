@@ -250,7 +250,7 @@ def test_the_training_part_is_streamed_above_the_limit(
 def test_the_test_part_of_a_streamed_folder_is_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(own_files, "MAX_STREAMED_TEST", 3)
+    monkeypatch.setattr(own_files, "MAX_STREAMED_HELD_OUT", 3)
     files = {f"{i:02}.png": picture(2, 3) for i in range(20)}
     fill(tmp_path, files)
     images = np.stack(list(files.values()))

@@ -173,9 +173,12 @@ def assert_same_run(killed: Path, whole: Path) -> None:
 
 
 def test_ten_kills_change_nothing(start_run: Start, chance: random.Random, tmp_path: Path) -> None:
-    flags = "--batch-size 400 --epochs 24"
+    # At this rate the ELBO goes up and down.
+    flags = "--batch-size 400 --epochs 24 --validation-fraction 0.1 --learning-rate 0.1"
     whole = start_run("whole", flags)
     whole.end()
+    # None of the two that stay anyway.
+    assert run_folder.read_result(whole.out)["best_epoch"] < 23
     moments = [in_start_up, *[in_training] * 3, *[in_a_save] * 3]
     chance.shuffle(moments)
     half_saved = 0

@@ -251,7 +251,7 @@ def test_from_array_with_a_test_part() -> None:
 def test_fractions_outside_0_to_1_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float, stream_above: int
 ) -> None:
-    monkeypatch.setattr(own_files, "MAX_STREAMED_TEST", 2)
+    monkeypatch.setattr(own_files, "MAX_STREAMED_HELD_OUT", 2)
     with pytest.raises(ValueError, match=f"between 0 and 1, got {fraction}"):
         data.load_path(fill(tmp_path, GREY), test_fraction=fraction, stream_above=stream_above)
 

@@ -32,6 +32,12 @@ def test_normals_are_those_of_jax(
     np.testing.assert_array_equal(drawn, jax.random.normal(key, shape, dtype))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_normals_take_one_key() -> None:
+    with pytest.raises(ValueError, match="must be one key"):
+        threefry.normal(jax.random.split(jax.random.key(0), 2), (2,))
+
+
 def test_normals_are_drawn_under_jit_and_vmap() -> None:
     keys = jax.random.split(jax.random.key(0), 3)
     drawn = jax.jit(jax.vmap(lambda key: threefry.normal(key, (9, 5))))(keys)

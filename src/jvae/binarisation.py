@@ -88,14 +88,20 @@ class Prepared(NamedTuple):
     preprocess: Preprocess
 
 
-def fixed_draw_key() -> PRNGKeyArray:
+_DRAWN_ONCE = {"test": 20131220, "validation": 20140414}
+
+
+def fixed_draw_key(part: str = "test") -> PRNGKeyArray:
     """The key of what is drawn once: results of all seeds stand on the same test set.
 
     Folded from an arbitrary number, so that no run's keys, which are split from
     `jax.random.key(seed)`, ever are this key or its children; and of one kind, whatever JAX's
     default is.
+
+    Args:
+      part: "test", which the training images of `static` share, or "validation".
     """
-    return jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 20131220)
+    return jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), _DRAWN_ONCE[part])
 
 
 def _draw(images: Array, key: PRNGKeyArray) -> Array:

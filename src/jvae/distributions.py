@@ -136,8 +136,9 @@ class DiagonalGaussian:
 # autodiff would make the second one wrong where a minimum or a maximum changes sides.
 def _bounded_exp(logits: Array) -> Array:
     """eˡ, short of the largest number: softplus and sigmoid are l and 1 long before."""
-    largest = 0.95 * math.log(float(jnp.finfo(logits.dtype).max))
-    return jnp.exp(jnp.minimum(logits, largest))
+    dtype = jnp.result_type(logits, 1.0)  # what JAX makes of NumPy's numbers, and of integers
+    largest = 0.95 * math.log(float(jnp.finfo(dtype).max))
+    return jnp.exp(jnp.minimum(jnp.asarray(logits, dtype), largest))
 
 
 @jax.custom_jvp

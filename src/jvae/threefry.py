@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, UInt32
 
+from jvae.checks import check_key
+
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
@@ -47,11 +49,18 @@ def normal(
 ) -> Float[Array, "..."]:
     """Draws from N(0, 1): those of `jax.random.normal(key, shape, dtype)`.
 
+    With `jax_threefry_partitionable`, as is JAX's default.
+
     Args:
       key: a typed PRNG key.
       shape: of the draws, below 2³² of them.
       dtype: of the draws; all but float32 are left to JAX.
+
+    Raises:
+      TypeError: `key` is no typed key.
+      ValueError: `key` is an array of keys.
     """
+    check_key(key)
     if np.dtype(dtype) != np.float32:
         return jax.random.normal(key, shape, dtype)
     # 23 random bits behind the exponent of 1 are a number in [1, 2), hence one in (-1, 1).

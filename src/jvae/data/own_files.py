@@ -16,7 +16,7 @@ from jvae.data.image_files import ImageFiles
 # A folder of images that takes more than this, decoded, is read as it is needed.
 STREAM_ABOVE_BYTES = 1 << 30
 # What is held out is always in memory: of a folder that is not, no more images than this.
-MAX_STREAMED_TEST = 10_000
+MAX_STREAMED_HELD_OUT = 10_000
 # The names of folders that are parts, in small letters.
 _FOLDERS = {
     "train": "train",
@@ -272,7 +272,7 @@ def _load_folder(folder: Path, wish: _Wish, stream_above: int) -> Dataset:
     if "test" not in parts:
         rest, fraction = parts["train"], wish.test_fraction
         if math.prod((len(rest), *shape)) > stream_above and 0 < fraction < 1:
-            fraction = min(fraction, MAX_STREAMED_TEST / len(rest))
+            fraction = min(fraction, MAX_STREAMED_HELD_OUT / len(rest))
         train, test = hold_out(len(rest), fraction, wish.split_seed, str(folder))
         parts |= {"train": [rest[i] for i in train], "test": [rest[i] for i in test]}
         source += f", {len(test)} images held out (seed {wish.split_seed})"

@@ -5,19 +5,19 @@ from typing import Any
 
 from jvae.data.dataset import DataError, Dataset, hold_out
 from jvae.data.image_files import ImageFiles
-from jvae.data.own_files import MAX_STREAMED_TEST
+from jvae.data.own_files import MAX_STREAMED_HELD_OUT
 
 
 def hold_out_validation(dataset: Dataset, fraction: float, split_seed: int = 0) -> Dataset:
     """The dataset with a part of its training examples as its validation part.
 
-    Of a folder of images that is not in memory, that part has `MAX_STREAMED_TEST` images at most,
-    and is read into memory as the test part is.
+    Of a folder of images that is not in memory, that part has at most `MAX_STREAMED_HELD_OUT`
+    images, and is read into memory as the test part is.
 
     Args:
       dataset: one without a validation part.
       fraction: of the training part, between 0 and 1; at least two examples are held out.
-      split_seed: of the split that held out the test part, or of none.
+      split_seed: the seed by which a test part was held out, if one was; this split takes the next.
 
     Returns:
       The same data under the same hash, in three parts.
@@ -32,8 +32,8 @@ def hold_out_validation(dataset: Dataset, fraction: float, split_seed: int = 0) 
     whole: Any = dataset.train
     on_disk = isinstance(whole, ImageFiles)
     if on_disk and 0 < fraction < 1:
-        fraction = min(fraction, MAX_STREAMED_TEST / len(whole))
-    # The seed of the test part would choose the neighbours of its examples.
+        fraction = min(fraction, MAX_STREAMED_HELD_OUT / len(whole))
+    # The seed of the test part would choose by the same numbers again.
     seed = split_seed + 1
     train, valid = hold_out(len(whole), fraction, seed, dataset.source)
     labels = {}

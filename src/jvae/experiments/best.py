@@ -75,8 +75,7 @@ def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainStat
         return checkpoint.restore(checkpoints, step, like)
     except checkpoint.LostError as error:
         raise checkpoint.LostError(
-            f"{error}, and its validation ELBO is the best: put a copy in its place, or give more "
-            "--epochs, of which one may be better"
+            f"{error}, and its validation ELBO is the best: put a copy in its place, or run anew"
         ) from error
 
 

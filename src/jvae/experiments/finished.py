@@ -71,7 +71,7 @@ def read(folder: Path) -> Settings:
         directory = saved["data_dir"]
         return Settings(
             name=saved["data"] if "data" in saved else saved["dataset"],
-            split={name: saved[name] for name in ("test_fraction",) if name in saved},
+            split={"test_fraction": saved["test_fraction"]} if "test_fraction" in saved else {},
             config=common.Config(
                 data_dir=None if directory is None else Path(directory),
                 **{name: saved[name] for name in ("likelihood", "binarisation", "stream_above")},
@@ -115,7 +115,7 @@ def load(
             f"{error} (the data of {folder}; if it was moved: --data or --data-dir)"
         ) from error
     _check_same(settings.protocol, "dataset_sha256", dataset.sha256, dataset.source, folder)
-    x = inputs.prepare(dataset, config)
+    x = inputs.prepare(dataclasses.replace(dataset, valid=None), config)
     test_sha256 = data.content_sha256(np.asarray(x.test))
     _check_same(settings.protocol, "test_x_sha256", test_sha256, dataset.source, folder)
     hashes = [sha256(file) for file in files]

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -20,8 +19,6 @@ from jvae.training import Preprocess
 
 # Images whose grey values are light, not ink: the paper's Frey Face decoder is Gaussian.
 _LIGHT = ("frey_face",)
-# An arbitrary number: what is drawn once for the validation part has a key of its own.
-_VALIDATION_DRAW = 20140414
 
 
 class Inputs(NamedTuple):
@@ -140,7 +137,7 @@ def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> 
     known = binarisation.BINARISATIONS[name]
     valid = None
     if dataset.valid is not None:
-        valid_key = jax.random.fold_in(key, _VALIDATION_DRAW)
+        valid_key = binarisation.fixed_draw_key("validation")
         valid = known.test_once(jnp.asarray(dataset.valid), valid_key)
     if not streamed:
         prepared = binarisation.prepare(name, dataset.train, dataset.test, key)

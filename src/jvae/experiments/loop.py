@@ -168,11 +168,12 @@ def _check_same_run(job: Job) -> None:
     if failure and failure.get("learning_rate_setting") == before["learning_rate"]:
         free.add("learning_rate")  # the same one would fail again
     fixed = {field.name for field in fields} - free
-    changed = [
-        f"{name} was {before.get(name)}, is {ours[name]}"
-        for name in [*sorted(fixed), "protocol"]
-        if before.get(name) != ours[name]
-    ]
+    protocols = [settings.get("protocol", {}) for settings in (before, ours)]
+    names = sorted({**protocols[0], **protocols[1]})
+    both = [(name, before.get(name), ours[name]) for name in sorted(fixed)]
+    both += [(name, *(of.get(name) for of in protocols)) for name in names]
+    # Some settings are part of the protocol too.
+    changed = dict.fromkeys(f"{name} was {saw}, is {now}" for name, saw, now in both if saw != now)
     if changed:
         raise run_folder.RunFolderError(
             f"{job.folder} is a run of other settings: {'; '.join(changed)}"

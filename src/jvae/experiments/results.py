@@ -257,19 +257,23 @@ def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[
 
 
 def _weights(job: Job, chosen: Sequence[TrainState]) -> dict[str, Any]:
-    """Of which epoch they are."""
+    """Of which epoch they are, or part of one where there was no whole one to choose."""
     if job.valid is None:
         return {"weights": "after the last epoch"}
-    found = [int(state.step) // job.steps_per_epoch for state in chosen]
+    steps = [int(state.step) for state in chosen]
+    whole = [divmod(step, job.steps_per_epoch) for step in steps]
+    found = [epoch + rest / job.steps_per_epoch if rest else epoch for epoch, rest in whole]
     if len(found) == 1:
         return {
-            "weights": f"of the best validation ELBO, at epoch {found[0]}",
+            "weights": f"of the best validation ELBO, at epoch {found[0]:.4g}",
             "best_epoch": found[0],
+            "best_step": steps[0],
         }
-    epochs = ", ".join(map(str, found))
+    epochs = ", ".join(f"{epoch:.4g}" for epoch in found)
     return {
         "weights": f"of each seed's best validation ELBO, at epochs {epochs}",
         "best_epoch_by_seed": found,
+        "best_step_by_seed": steps,
     }
 
 

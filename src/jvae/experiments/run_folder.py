@@ -166,9 +166,11 @@ def _draft(path: Path) -> Path:
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
-    """Add a line to `metrics.jsonl`."""
+    """Add a line to `metrics.jsonl`, on the disk before the checkpoint that it is told of."""
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
