@@ -1,4 +1,5 @@
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -382,3 +383,20 @@ def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
     ):
         checkpoint.restore_latest(checkpoints, make_state())
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_errors_of_tasks_that_orbax_leaves_are_not_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with checkpoint.open_checkpoints(tmp_path):
+        pass
+    log = logging.getLogger("asyncio")
+    for name in ("async_serialize_from_host", "mine"):
+        task = f"<Task finished name='Task-21' coro=<{name}() done>"
+        log.error(f"Task exception was never retrieved\nfuture: {task}")
+    log.error("async_serialize_from_host is slow")
+    told = [record.getMessage().rpartition("\n")[2] for record in caplog.records]
+    assert told == [
+        "future: <Task finished name='Task-21' coro=<mine() done>",
+        "async_serialize_from_host is slow",
+    ]

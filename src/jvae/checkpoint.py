@@ -45,6 +45,7 @@ _PARTS = {
 # of a disk or a network, which may be well again tomorrow.
 _DAMAGE = re.compile("DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE")
 _OF_ORBAX = re.compile(r"<coroutine object \w*(serialize|restore)")
+_TASK_OF_ORBAX = re.compile(r"never retrieved[^<]*<Task [^<]*coro=<\w*(serialize|restore)")
 
 
 class CheckpointError(RuntimeError):
@@ -278,6 +279,10 @@ def _hush_what_is_left_unfinished() -> None:
             report(unraisable)
 
     sys.unraisablehook = hook
+    # The error of the first of its tasks is raised; those of the others nobody asks for.
+    logging.getLogger("asyncio").addFilter(
+        lambda record: not _TASK_OF_ORBAX.search(record.getMessage())
+    )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
