@@ -1,5 +1,7 @@
-"""What a run left in its folder, for tests that compare two runs."""
+"""Runs that are interrupted, and what a run left in its folder, for tests that compare two."""
 
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import numpy as np
 
 import jvae
 from jvae import checkpoint, training
-from jvae.experiments import job, run_folder
+from jvae.experiments import epochs, job, run_folder
 from jvae.experiments.config import Config
 
 
@@ -34,3 +36,17 @@ def assert_same_state(a: training.TrainState, b: training.TrainState) -> None:
     """Bit for bit."""
     a, b = (state._replace(key=jax.random.key_data(state.key)) for state in (a, b))
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def signalled_at(step: int) -> Callable[..., training.Epoch]:
+    """`epochs.stoppable`, with SIGTERM as the compiled call from that step begins."""
+    stoppable = epochs.stoppable
+
+    def signalled(*args: Any, **kwargs: Any) -> training.Epoch:
+        def on_step(begun: int) -> None:
+            if begun == step:
+                signal.raise_signal(signal.SIGTERM)
+
+        return stoppable(*args, **kwargs | {"on_step": on_step})
+
+    return signalled

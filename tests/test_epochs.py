@@ -1,6 +1,5 @@
 """An epoch that is left in its midst and gone on with is the one that nobody left, bit for bit."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from jaxtyping import Array, PRNGKeyArray
-from runs import assert_same_state, last_state, metrics
+from runs import assert_same_state, last_state, metrics, signalled_at
 from weights import random_params
 
 import jvae
@@ -120,17 +119,8 @@ def test_a_signal_ends_a_run_within_an_epoch_and_it_goes_on(
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train_into(whole)
-    stoppable = epochs.stoppable
-
-    def signalled(*args: Any, **kwargs: Any) -> training.Epoch:
-        def at(step: int) -> None:
-            if step == 7:
-                signal.raise_signal(signal.SIGTERM)
-
-        return stoppable(*args, **kwargs | {"on_step": at})
-
     with monkeypatch.context() as patch:
-        patch.setattr(epochs, "stoppable", signalled)
+        patch.setattr(epochs, "stoppable", signalled_at(7))
         with pytest.raises(Interrupted, match=r"saved after step 9\).*--resume --out"):
             train_into(stopped)
     assert last_state(stopped, (3, 4), settings).step == 9

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import metrics
+from runs import metrics, signalled_at
 
 import jvae
 from jvae import bundle, training
@@ -178,14 +177,6 @@ def test_the_step_at_fault_is_found_after_a_resume_within_an_epoch(
     seed = 73
     assert bad_steps(seed, 9) == [False] * 8 + [True]
     monkeypatch.setattr(epochs, "STEPS_A_CALL", 3)
-    stoppable = epochs.stoppable
-
-    def signalled(*args: Any, **kwargs: Any) -> training.Epoch:
-        def at(step: int) -> None:
-            if step == 3:
-                signal.raise_signal(signal.SIGTERM)
-
-        return stoppable(*args, **kwargs | {"on_step": at})
 
     def fail_into(folder: Path, **changes: Any) -> bundle.Bundle:
         with pytest.raises(training.NonFiniteError, match="bound was nan at step 8"):
@@ -194,7 +185,7 @@ def test_the_step_at_fault_is_found_after_a_resume_within_an_epoch(
 
     whole = fail_into(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(epochs, "stoppable", signalled)
+        patch.setattr(epochs, "stoppable", signalled_at(3))
         with pytest.raises(Interrupted, match="saved after step 6"):
             skip_into(tmp_path / "resumed", on_nonfinite="stop", seed=seed)
     resumed = fail_into(tmp_path / "resumed", resume=True)
