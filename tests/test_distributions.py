@@ -272,6 +272,50 @@ def test_gaussian_kl_is_right_at_tiny_and_huge_scales(scale: float) -> None:
     np.testing.assert_allclose(tiny_in_unit, 69 - 0.5, rtol=1e-6)
 
 
+KEY = jax.random.key(0)
+UNIT = DiagonalGaussian(jnp.zeros(20), jnp.zeros(20))
+
+
+def _log_weight(p: DiagonalGaussian, _: jax.Array) -> jax.Array:
+    z, log_p = p.sample_and_log_prob(KEY)
+    return UNIT.log_prob(z) - log_p
+
+
+# Of N(0, σ²) in 20 dimensions and ε: what is compiled, and its exact value of log σ² and ε.
+OF_LOG_VARIANCES: dict[str, tuple[Callable[..., jax.Array], Callable[..., np.ndarray]]] = {
+    "kl": (lambda p, _: p.kl(UNIT), lambda v, _: 0.5 * (np.exp(v) - 1 - v)),
+    "kl from": (lambda p, _: UNIT.kl(p), lambda v, _: 0.5 * (np.exp(-v) - 1 + v)),
+    "log_prob": (
+        lambda p, eps: p.log_prob(eps) - UNIT.log_prob(eps),
+        lambda v, eps: 0.5 * (eps**2 * (1 - np.exp(-v)) - v),
+    ),
+    "log_prob of ε": (
+        lambda p, eps: p.log_prob(p.scale * eps) - UNIT.log_prob(eps),
+        lambda v, _: -0.5 * v,
+    ),
+    "weight of a draw": (_log_weight, lambda v, eps: 0.5 * (v + eps**2 * (1 - np.exp(v)))),
+}
+
+
+# Large sums are compiled in another way than small ones, on CPU by another library.
+@pytest.mark.parametrize("num", [100, 1000, 5000])
+@pytest.mark.parametrize("name", OF_LOG_VARIANCES)
+def test_log_variances_may_be_given_flat(name: str, num: int) -> None:
+    function, exact = OF_LOG_VARIANCES[name]
+
+    @jax.jit
+    def compiled(log_variance: jax.Array, eps: jax.Array) -> jax.Array:
+        log_scale = (0.5 * log_variance).reshape(num, 20)
+        return function(DiagonalGaussian(jnp.zeros((num, 20)), log_scale), eps)
+
+    log_variance = np.random.default_rng(0).normal(size=(num, 20)).astype(np.float32)
+    eps = jax.random.normal(KEY, (num, 20))
+    terms = exact(log_variance.astype(np.float64), np.asarray(eps, np.float64))
+    np.testing.assert_allclose(
+        compiled(log_variance.ravel(), eps), terms.sum(1), rtol=1e-5, atol=1e-4
+    )
+
+
 def _gaussian_log_prob(loc: jax.Array, log_scale: jax.Array, value: jax.Array) -> jax.Array:
     return DiagonalGaussian(loc, log_scale).log_prob(value)
 

@@ -44,7 +44,7 @@ def test_weights_average_to_px(
     assert_mean_is(np.exp(estimates - Exact.of(params).log_px(x)), np.ones(3))
 
 
-@pytest.mark.parametrize("num_samples", [1, 2, 2499, 2500, 2501, 6000])
+@pytest.mark.parametrize("num_samples", [1, 2, 4999, 5000, 5001, 12_500])
 def test_at_the_posterior_the_estimate_is_exact(num_samples: int) -> None:
     params = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0))
     x = data(4, 5)
@@ -59,7 +59,7 @@ def test_at_the_posterior_the_estimate_is_exact(num_samples: int) -> None:
 # Below, at, across and far beyond one chunk of samples, or of examples.
 @pytest.mark.parametrize(
     ("batch", "num_samples"),
-    [((2,), 1), ((2,), 2501), ((3,), 2500), ((), 7), ((2, 3), 900), ((2101,), 2)],
+    [((2,), 1), ((2,), 5001), ((3,), 5000), ((), 7), ((2, 3), 1800), ((4201,), 2)],
 )
 def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samples: int) -> None:
     params = linear_gaussian.make(4, 2, 1.0)
@@ -188,7 +188,7 @@ def test_an_estimator_of_another_name_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data_shape", "rows"), [((28, 28), 2500), ((64, 64, 3), 682), ((4000, 4000), 1)]
+    ("data_shape", "rows"), [((28, 28), 5000), ((64, 64, 3), 682), ((4000, 4000), 1)]
 )
 def test_rows_of_large_examples_are_few(data_shape: tuple[int, ...], rows: int) -> None:
     params = jax.eval_shape(
@@ -254,9 +254,9 @@ def test_memory_is_bounded() -> None:
         return largest_array(traced.jaxpr.jaxpr), analysis.temp_size_in_bytes
 
     largest, temporary = largest_and_temporary_bytes(5000)
-    # 2,500 rows of pixels are 8 MB; XLA may hold a few such arrays.
+    # 5,000 rows of pixels are 16 MB; XLA may hold a few such arrays.
     assert largest <= rows_at_once(params) * 784
-    assert temporary < 50e6
+    assert temporary < 100e6
     # A sample more is a key (8 bytes) and a weight (4), which loops may copy, but no image.
     with_20000 = largest_and_temporary_bytes(20_000)
     assert with_20000[0] == largest

@@ -12,9 +12,8 @@ from jaxtyping import Array, PRNGKeyArray
 from jvae.chunks import map_in_chunks
 from jvae.models import Params
 
-# Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache. With
-# 5,000 of 784 pixels JAX 0.12.0.1 gives wrong densities on CPU.
-_ROWS = 2500
+# Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache.
+_ROWS = 5000
 # What the rows of large examples may take together.
 _BYTES = 2**25
 
