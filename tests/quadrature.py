@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compiling import quick_jit
 from jaxtyping import Array
 
 import jvae
@@ -84,4 +83,4 @@ def in_float64(function: Callable[..., Any], params: jvae.Params, x: np.ndarray)
     """`function(params, x)` in float64, as NumPy arrays."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda w: jnp.asarray(np.asarray(w), jnp.float64), params)
-        return jax.tree.map(np.asarray, quick_jit(function)(wide, jnp.asarray(x, jnp.float64)))
+        return jax.tree.map(np.asarray, jax.jit(function)(wide, jnp.asarray(x, jnp.float64)))

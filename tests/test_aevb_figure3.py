@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 
 from jvae import evaluation
 from jvae.experiments import aevb_figure3, marginal_figures, paper, parts, records
@@ -41,12 +40,11 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_and_compiled_quickly() -> Iterator[None]:
+def _small() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(aevb_figure3, "HIDDEN", 3)
         patch.setattr(Config, "checkpoints", property(lambda config: [1, 2]))
-        with compiled_quickly():
-            yield
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from faces import frey_like
 from matplotlib.colors import to_hex
 
@@ -38,11 +37,11 @@ TWO_STEPS: dict[str, Any] = {"max_samples": 200, "trial_steps": 1}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_and_compiled_quickly() -> Iterator[None]:
+def _small() -> Iterator[None]:
     """Models of 3 hidden units, and faces that are generated."""
     load = data.load
     small = {name: paper.SETTINGS[name]._replace(hidden=3) for name in ("mnist_5k", "frey_face")}
-    with pytest.MonkeyPatch.context() as patch, compiled_quickly():
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "SETTINGS", small)
         patch.setattr(
             data, "load", lambda name, d=None: frey_like() if name == "frey_face" else load(name, d)

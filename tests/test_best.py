@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from runs import metrics
 from tiny_evaluations import QUICK, call, rows
 from tiny_runs import STEPS, interrupting_before, pixels, run, save_npy, save_pngs
@@ -21,7 +20,7 @@ from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.job import Job, Keys
 from jvae.experiments.run_folder import RunFolderError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "no_figures")
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 # Of the images to learn every pixel is white, of those that choose four in five: the chance of
 # white that the model learns goes from a half to one, and has to pass by what suits them best.
@@ -43,7 +42,7 @@ def overshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     valid, test = 255 * (rng.random((2, 40, 6, 5)) < WHITE).astype(np.uint8)
     np.savez(folder / "mine.npz", train=np.full((36, 6, 5), 255, np.uint8), valid=valid, test=test)
-    with compiled_quickly(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda job, params: None)
         run(folder / "mine.npz", folder / "run", **OVERSHOOTING)
     return folder

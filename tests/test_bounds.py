@@ -14,7 +14,6 @@ import linear_gaussian
 import numpy as np
 import pytest
 import quadrature
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from linear_gaussian import Exact
 from parts import CountingEncoder, FairBits
@@ -65,7 +64,7 @@ def values_and_gradients(
 
     keys = jax.random.split(jax.random.key(seed), num_draws)
     gradient = jax.vmap(jax.grad(total, has_aux=True), in_axes=(None, 0))
-    gradients, values = quick_jit(gradient)(params, keys)
+    gradients, values = jax.jit(gradient)(params, keys)
     return np.asarray(values, np.float64), gradients
 
 
@@ -385,7 +384,7 @@ def test_lower_variance(
 
 def test_a_traced_baseline_is_a_constant_to_the_gradient_of_what_made_it() -> None:
     params, x = linear_gaussian.make(4, 2, 0.8), jnp.asarray(data(4))
-    gradient = quick_jit(jax.grad(lambda b: jvae.score_function(params, x, KEY, baseline=b).sum()))(
+    gradient = jax.jit(jax.grad(lambda b: jvae.score_function(params, x, KEY, baseline=b).sum()))(
         jnp.ones(())
     )
     assert gradient == 0
@@ -407,7 +406,7 @@ def test_power_means_keep_their_digits(c: float) -> None:
         if abs(c) > 1e-5
         else exact.mean(axis=0) + c / 2 * exact.var(axis=0)
     )
-    values, gradient = quick_jit(jax.vmap(jax.value_and_grad(log_power_mean), in_axes=(1, None)))(
+    values, gradient = jax.jit(jax.vmap(jax.value_and_grad(log_power_mean), in_axes=(1, None)))(
         jnp.asarray(log_w), jnp.float32(c)
     )
     np.testing.assert_allclose(values, expected.astype(np.float64), rtol=1e-6)
@@ -435,7 +434,7 @@ def test_power_means_of_weights_that_are_all_zero() -> None:
 def test_falls_with_its_order() -> None:
     params, x = linear_gaussian.make(4, 2, 0.8), jnp.asarray(data(4))
     alphas = jnp.array([-2.0, 0.0, 0.5, 0.999, 1.0, 1.001, 2.0, 5.0])
-    bound = quick_jit(jax.vmap(lambda alpha: jvae.renyi(params, x, KEY, alpha=alpha)))
+    bound = jax.jit(jax.vmap(lambda alpha: jvae.renyi(params, x, KEY, alpha=alpha)))
     values = np.asarray(bound(alphas))
     assert (np.diff(values, axis=0) < 0).all()
     # Continuous at 1: its slope there is minus half the variance of log w.
@@ -468,10 +467,10 @@ def test_refining_raises_it_to_iwae() -> None:
     params, x = linear_gaussian.make(4, 2, 0.8), jnp.asarray(data(4, num=50))
     counts = [1, 2, 4, 8, 64, 512]
     tvo = [
-        np.asarray(quick_jit(partial(jvae.tvo, num_samples=6, partition=n))(params, x, KEY))
+        np.asarray(jax.jit(partial(jvae.tvo, num_samples=6, partition=n))(params, x, KEY))
         for n in counts
     ]
-    iwae = np.asarray(quick_jit(partial(jvae.iwae, num_samples=6))(params, x, KEY))
+    iwae = np.asarray(jax.jit(partial(jvae.iwae, num_samples=6))(params, x, KEY))
     rounding = ROUNDING * np.abs(iwae)
     assert (np.diff(tvo, axis=0) > -rounding).all()
     assert ((tvo[1] - tvo[0]) > 0.01).mean() > 0.5
@@ -552,14 +551,14 @@ def test_every_row_keeps_the_contract(name: str) -> None:
         return TABLE[name].bound(params, x, key, num_samples=8)
 
     x = jnp.asarray(data(4, num=6)).reshape(2, 3, 4)
-    compiled = quick_jit(bound)
+    compiled = jax.jit(bound)
     alone = [np.asarray(compiled(params, x, KEY)) for params in members]
     assert len(encoder.shapes) == 1, "x is encoded once, and the same shapes are traced once"
     assert encoder.shapes == [(8, 6, 4) if name == "sleep_phi" else (2, 3, 4)]
     assert len(np.unique(alone[0])) == 6
     assert (alone[0] != compiled(members[0], x, jax.random.key(4))).all()
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    together = quick_jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
+    together = jax.jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
     np.testing.assert_allclose(together, alone, rtol=1e-5)
 
 

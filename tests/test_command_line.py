@@ -23,8 +23,6 @@ from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def raising(error: BaseException) -> Callable[[], object]:
     def command() -> object:

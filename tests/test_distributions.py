@@ -10,7 +10,6 @@ import jax.test_util
 import numpy as np
 import numpyro.distributions as numpyro_dist
 import pytest
-from compiling import quick_jit
 from standard_errors import SIGMAS, assert_mean_is
 
 from jvae.distributions import Bernoulli, DiagonalGaussian
@@ -51,7 +50,7 @@ def test_log_prob_and_mean_are_numpyros(
     if family == "bernoulli":
         value = (value > 0).astype(np.float32)
     with jax.numpy_rank_promotion("allow"):
-        expected, mean = quick_jit(lambda p, value: (p.log_prob(value), p.mean))(theirs, value)
+        expected, mean = jax.jit(lambda p, value: (p.log_prob(value), p.mean))(theirs, value)
     log_prob = ours.log_prob(jnp.asarray(value))
     assert log_prob.shape == (5, *batch)
     np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-5)
@@ -65,7 +64,7 @@ def test_gaussian_kl_is_numpyros(
     p, numpyro_p = draw("gaussian", (*batch, *event), event_ndim, seed=0)
     q, numpyro_q = draw("gaussian", event, event_ndim, seed=1)
     with jax.numpy_rank_promotion("allow"):
-        kl = quick_jit(lambda p, q: numpyro_dist.kl_divergence(p, q.expand(batch)))
+        kl = jax.jit(lambda p, q: numpyro_dist.kl_divergence(p, q.expand(batch)))
         expected = kl(numpyro_p, numpyro_q)
     np.testing.assert_allclose(p.kl(q), expected, rtol=1e-5)
     per_dim = p.kl_per_dim(q)
@@ -143,7 +142,7 @@ def test_bernoulli_sums_to_one_and_kl_is_the_sum_over_outcomes() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_samples_have_the_mean_and_the_covariance(family: str) -> None:
     p, _ = draw(family, (3,), 1, seed=0)
-    draws = quick_jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(0), 40_000))
+    draws = jax.jit(jax.vmap(p.sample))(jax.random.split(jax.random.key(0), 40_000))
     assert_mean_is(draws, p.mean)
     centred = np.asarray(draws - p.mean[None], np.float64)
     products = np.einsum("ni,nj->nij", centred, centred)

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -38,11 +37,6 @@ from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
 
 KEY = jax.random.key(3)
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jax, "jit", quick_jit)
 
 
 def moments(draws: np.ndarray) -> Moments:
@@ -395,7 +389,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
     zeros = {"phi": np.zeros(840), "theta": np.zeros(420)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", quick_jit)
         patch.setattr(estimators, "_times", lambda *arguments: dict.fromkeys(TABLE, TIMES))
         patch.setattr(gaussian_targets, "limit_of_gradient", lambda *arguments: zeros)
         estimators.run(Config(num_samples=(2, 3), draws=20, batch_size=2, out=out))

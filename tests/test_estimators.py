@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from linear_gaussian import Exact
 from parts import CountingEncoder
@@ -43,13 +42,13 @@ def draws(
     """The bound for many keys, [draw, batch]."""
     keys = jax.random.split(jax.random.key(seed), NUM_DRAWS)
     given = jnp.asarray(x)
-    values = quick_jit(jax.vmap(lambda key: bound(params, given, key, **settings)))(keys)
+    values = jax.jit(jax.vmap(lambda key: bound(params, given, key, **settings)))(keys)
     return np.asarray(values, np.float64)
 
 
 def once(bound: Callable[..., Array], params: jvae.Params, x: Array, **settings: Any) -> np.ndarray:
     """The bound for one key: compiled, for speed."""
-    return np.asarray(quick_jit(partial(bound, **settings))(params, x, KEY))
+    return np.asarray(jax.jit(partial(bound, **settings))(params, x, KEY))
 
 
 def normal_log_prob(value: np.ndarray, loc: np.ndarray, scale: Any) -> np.ndarray:
@@ -93,7 +92,7 @@ def test_at_the_posterior_every_draw_is_log_px(
     expected = np.broadcast_to(Exact.of(params).log_px(x), (20, 3))
     keys = jax.random.split(KEY, 20)
     bound = partial(BOUNDS[name], num_samples=num_samples)
-    values = quick_jit(jax.vmap(lambda key: bound(params, jnp.asarray(x), key)))(keys)
+    values = jax.jit(jax.vmap(lambda key: bound(params, jnp.asarray(x), key)))(keys)
     np.testing.assert_allclose(values, expected, rtol=2e-5)
 
 
@@ -144,11 +143,11 @@ def test_importance_weights_average_to_px_and_the_bound_tightens(
 @pytest.mark.parametrize(("name", "num_samples"), [("sgvb_a", 1), ("sgvb_b", 3)])
 def test_gradients_average_to_the_exact_gradient(name: str, num_samples: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4))
-    exact = quick_jit(jax.grad(lambda p: linear_gaussian.elbo(p, x).sum()))(params)
+    exact = jax.jit(jax.grad(lambda p: linear_gaussian.elbo(p, x).sum()))(params)
     keys = jax.random.split(KEY, NUM_DRAWS)
     bound = partial(BOUNDS[name], num_samples=num_samples)
     gradient = jax.grad(lambda p, key: bound(p, x, key).sum())
-    estimates = quick_jit(jax.vmap(gradient, in_axes=(None, 0)))(params, keys)
+    estimates = jax.jit(jax.vmap(gradient, in_axes=(None, 0)))(params, keys)
     for network in ("encoder", "decoder"):
         expected = jax.tree.leaves(exact.weights[network])
         assert all(np.any(leaf) for leaf in expected)
@@ -167,7 +166,7 @@ def test_bounds_are_their_formulas_over_the_split_keys(name: str, num_samples: i
     params, x = linear_gaussian.make(4, 2, 0.8), data(4)
     exact = Exact.of(params)
     loc, scale = exact.q(x)
-    draw = quick_jit(lambda key: jvae.posterior(params, jnp.asarray(x)).sample(key))
+    draw = jax.jit(lambda key: jvae.posterior(params, jnp.asarray(x)).sample(key))
     z = np.stack([draw(key) for key in jax.random.split(KEY, num_samples)])
     log_px_z = normal_log_prob(x, z @ exact.W.T + exact.b, exact.sigma)
     log_w = log_px_z + normal_log_prob(z, np.zeros(2), 1.0) - normal_log_prob(z, loc, scale)
@@ -244,7 +243,7 @@ def test_beta_and_free_bits_only_lower_the_bound() -> None:
         lambda free_nats: jvae.free_bits_elbo(params, x, KEY, free_nats=free_nats),
     ):
         # Traced, as a schedule gives it.
-        values = np.asarray(quick_jit(jax.vmap(bound))(jnp.array([0.0, 0.5, 1.0, 4.0])))
+        values = np.asarray(jax.jit(jax.vmap(bound))(jnp.array([0.0, 0.5, 1.0, 4.0])))
         assert (np.diff(values, axis=0) <= 0).all()
         assert (values[0] > values[-1]).all()
 
@@ -275,7 +274,7 @@ def test_minibatch_elbo_is_unbiased_over_all_minibatches() -> None:
     def exact(params: jvae.Params, x: Array, key: PRNGKeyArray) -> Array:
         return linear_gaussian.elbo(params, x)
 
-    @quick_jit
+    @jax.jit
     def estimate(batch: Array) -> Array:
         return jvae.minibatch_elbo(params, batch, KEY, dataset_size=6, bound=exact)
 
@@ -334,9 +333,9 @@ def test_bounds_transform(name: str) -> None:
     eager = BOUNDS[name](members[0], x, KEY, num_samples=2)
     np.testing.assert_allclose(eager, values[0], rtol=1e-5)
     ensemble = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
-    together = quick_jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
+    together = jax.jit(jax.vmap(bound, (0, None, None)))(ensemble, x, KEY)
     np.testing.assert_allclose(together, values, rtol=1e-5)
-    gradient = quick_jit(jax.grad(lambda params: BOUNDS[name](params, x, KEY).sum()))(members[0])
+    gradient = jax.jit(jax.grad(lambda params: BOUNDS[name](params, x, KEY).sum()))(members[0])
     assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
@@ -410,7 +409,7 @@ def test_saturated_decoders_train() -> None:
     params = dataclasses.replace(params, weights={**params.weights, "decoder": decoder})
     x = jnp.asarray(np.random.default_rng(0).integers(0, 2, (5, 6)), jnp.float32)
     value_and_grad = jax.value_and_grad(lambda params: jvae.elbo(params, x, KEY).mean())
-    value, gradient = quick_jit(value_and_grad)(params)
+    value, gradient = jax.jit(value_and_grad)(params)
     assert value < -1e3
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient)))
 
@@ -444,6 +443,6 @@ def test_memory_does_not_grow_with_the_draws(name: str) -> None:
     def loss(params: jvae.Params, x: Array) -> Array:
         return -TABLE[name].bound(params, x, jax.random.key(0), num_samples=5000).mean()
 
-    memory = quick_jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
+    memory = jax.jit(jax.grad(loss)).lower(params, x).compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 6 * sampling.BYTES_AT_ONCE

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from linear_gaussian import Exact
 from parts import CountingEncoder
 from scipy import stats
@@ -68,7 +67,7 @@ def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samp
     x = data(4, num)
     loc, scale = exact.q(x)
     keys = jax.vmap(partial(jax.random.split, num=num_samples))(jax.random.split(KEY, num))
-    eps = quick_jit(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,)))))(keys)
+    eps = jax.jit(jax.vmap(jax.vmap(lambda key: jax.random.normal(key, (2,)))))(keys)
     eps = np.asarray(eps, np.float64)
     z = loc[:, None] + scale[:, None] * eps
     residual = (x[:, None] - z @ exact.W.T - exact.b) / exact.sigma
@@ -211,8 +210,8 @@ def test_estimators_take_any_batch_and_ensembles(name: str) -> None:
     models = [linear_gaussian.make(3, 2, 1.0, seed=seed) for seed in (0, 1)]
     params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)
     x = jnp.asarray(data(3, 6).reshape(2, 3, 3))
-    together = quick_jit(jax.vmap(estimator, (0, None, None)))(params, x, KEY)
-    compiled = quick_jit(estimator)
+    together = jax.jit(jax.vmap(estimator, (0, None, None)))(params, x, KEY)
+    compiled = jax.jit(estimator)
     first, second = (compiled(one, x, KEY) for one in models)
     assert (np.abs(first.estimate - second.estimate) > 0.2).any()
     for member, alone in enumerate((first, second)):
@@ -267,9 +266,9 @@ def test_memory_is_bounded() -> None:
 def test_bounds_by_example_do_not_depend_on_the_batch(batch_size: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))
     keys = jax.random.split(KEY, 10)
-    expected = quick_jit(jax.vmap(jvae.iwae, (None, 0, 0)))(params, x, keys)
+    expected = jax.jit(jax.vmap(jvae.iwae, (None, 0, 0)))(params, x, keys)
     by_example = partial(evaluation.bound_by_example, bound=jvae.iwae, batch_size=batch_size)
-    np.testing.assert_allclose(quick_jit(by_example)(params, x, KEY), expected, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(by_example)(params, x, KEY), expected, rtol=1e-5)
 
 
 def test_likelihood_is_compiled_once_a_shape() -> None:

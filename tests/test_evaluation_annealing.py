@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from linear_gaussian import Exact
 from scipy import stats
@@ -79,7 +78,7 @@ def test_weights_average_to_px(start: str, num_temperatures: int, num_chains: in
         num_leapfrog=3,
         start=STARTS[start],
     )
-    result = quick_jit(ais)(params, copies, KEY)
+    result = jax.jit(ais)(params, copies, KEY)
     weights = np.exp(np.asarray(result.estimate, np.float64) - Exact.of(params).log_px(x))
     assert_mean_is(weights, np.ones(2))
     # The mean is far from trivial: by Jensen log w is below log p(x).
@@ -100,7 +99,7 @@ def test_with_many_temperatures_the_estimate_is_log_px(start: str, schedule: Any
         schedule=schedule,
         start=STARTS[start],
     )
-    result = quick_jit(ais)(params, jnp.asarray(x), KEY)
+    result = jax.jit(ais)(params, jnp.asarray(x), KEY)
     scores = (np.asarray(result.estimate) - Exact.of(params).log_px(x)) / np.asarray(result.stderr)
     # Of 50 chains the standard error is that of a t-distribution.
     assert (np.abs(scores) < stats.t(49).isf(1e-7)).all()
@@ -114,7 +113,7 @@ def test_step_sizes_suit_every_temperature() -> None:
     exact, generator = Exact.of(params), np.random.default_rng(0)
     z, noise = generator.normal(size=(4, 2)), generator.normal(size=(4, 4))
     x = (z @ exact.W.T + exact.b + exact.sigma * noise).astype(np.float32)
-    result = quick_jit(partial(evaluation.ais, num_temperatures=500))(params, jnp.asarray(x), KEY)
+    result = jax.jit(partial(evaluation.ais, num_temperatures=500))(params, jnp.asarray(x), KEY)
     assert (np.asarray(result.ess) > 5).all()
     scores = (np.asarray(result.estimate) - exact.log_px(x)) / np.asarray(result.stderr)
     assert (np.abs(scores) < stats.t(15).isf(1e-5)).all()
@@ -123,7 +122,7 @@ def test_step_sizes_suit_every_temperature() -> None:
 def test_from_the_posterior_itself_every_chain_is_exact() -> None:
     params, x = linear_gaussian.with_posterior(linear_gaussian.make(4, 2, 1.0)), data(4, 3)
     ais = partial(evaluation.ais, num_temperatures=20, num_chains=4, start=jvae.posterior)
-    result = quick_jit(ais)(params, jnp.asarray(x), KEY)
+    result = jax.jit(ais)(params, jnp.asarray(x), KEY)
     np.testing.assert_allclose(result.estimate, Exact.of(params).log_px(x), rtol=2e-5)
     np.testing.assert_array_less(result.stderr, 1e-5)
     np.testing.assert_allclose(result.ess, 4, rtol=1e-6)
@@ -134,7 +133,7 @@ def test_of_one_temperature_bdmc_is_exact_in_mean() -> None:
     params = linear_gaussian.make(4, 2, 1.5)
     exact = Exact.of(params)
     bdmc = partial(evaluation.bdmc, num_examples=4000, num_temperatures=1, num_chains=1)
-    lower, upper = quick_jit(bdmc)(params, KEY)
+    lower, upper = jax.jit(bdmc)(params, KEY)
     entropy_of_noise = 0.5 * 4 * math.log(2 * math.pi * math.e * exact.sigma**2)
     assert_mean_is(upper, -entropy_of_noise)
     # Two independent draws of z make ‖x - W z - b‖² larger by 2 ‖W‖² in mean.
@@ -149,7 +148,7 @@ def test_the_sandwich_closes_around_log_px() -> None:
     gaps = []
     for num_temperatures in (1, 8, 64):
         bdmc = partial(evaluation.bdmc, num_temperatures=num_temperatures, num_chains=4)
-        sandwich = quick_jit(partial(bdmc, num_examples=500))(params, KEY)
+        sandwich = jax.jit(partial(bdmc, num_examples=500))(params, KEY)
         (lower, upper), errors = np.transpose([mean_and_error(side) for side in sandwich])
         assert lower - SIGMAS * errors[0] < mean_log_px < upper + SIGMAS * errors[1]
         gap, error = mean_and_error(np.subtract(sandwich.upper, sandwich.lower))
@@ -216,7 +215,7 @@ def test_weights_in_reverse_average_to_the_inverse_of_px(
         schedule=evaluation.linear_schedule,
         start=jvae.posterior,
     )
-    sandwich = quick_jit(bdmc)(jvae.Params(narrow.weights, model), KEY)
+    sandwich = jax.jit(bdmc)(jvae.Params(narrow.weights, model), KEY)
     log_px = exact.log_px(x)[0]
     assert_mean_is(np.exp(log_px - np.asarray(sandwich.upper, np.float64)), 1.0)
     assert_mean_is(np.exp(np.asarray(sandwich.lower, np.float64) - log_px), 1.0)
@@ -347,8 +346,8 @@ def test_z_may_be_a_pytree(estimator: Any) -> None:
     halves = dataclasses.replace(
         params.model, prior=Halves(params.model.prior), decoder=Halves(params.model.decoder)
     )
-    expected = quick_jit(estimator)(params, x, KEY)
-    result = quick_jit(estimator)(jvae.Params(params.weights, halves), x, KEY)
+    expected = jax.jit(estimator)(params, x, KEY)
+    result = jax.jit(estimator)(jvae.Params(params.weights, halves), x, KEY)
     np.testing.assert_allclose(result.estimate, expected.estimate, rtol=1e-4)
 
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array
 from linear_gaussian import Exact
 from scipy import stats
@@ -28,7 +27,7 @@ def test_the_mean_in_brackets_is_unbiased() -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), data(4, 2)
     copies = jnp.asarray(np.broadcast_to(x, (400, 2, 4)))
     estimate = partial(evaluation.app_d, num_samples=20, num_transitions=50)
-    result = quick_jit(estimate)(params, copies, KEY)
+    result = jax.jit(estimate)(params, copies, KEY)
     errors = Exact.of(params).log_px(x) - np.asarray(result.estimate, np.float64)
     assert_mean_is(np.exp(errors), np.ones(2))
 
@@ -42,7 +41,7 @@ def test_samples_are_of_the_posterior_at_the_acceptance_asked_for() -> None:
         return px_z + jvae.prior(params).log_prob(z)
 
     start = jax.random.normal(jax.random.key(8), (2000, 2))
-    sample = quick_jit(lambda z, key: hmc_samples(log_joint, z, key, 4, 60))
+    sample = jax.jit(lambda z, key: hmc_samples(log_joint, z, key, 4, 60))
     z, acceptance = sample(start, KEY)
     assert acceptance.shape == (60,)
     np.testing.assert_allclose(acceptance[30:].mean(), 0.9, atol=0.04)
@@ -55,7 +54,7 @@ def test_samples_are_of_the_posterior_at_the_acceptance_asked_for() -> None:
 def test_many_samples_give_log_px() -> None:
     params, x = linear_gaussian.make(5, 3, 0.5), data(5, 60)
     estimate = partial(evaluation.app_d, num_samples=150, num_transitions=50)
-    result = quick_jit(estimate)(params, jnp.asarray(x), KEY)
+    result = jax.jit(estimate)(params, jnp.asarray(x), KEY)
     scores = (np.asarray(result.estimate) - Exact.of(params).log_px(x)) / np.asarray(result.stderr)
     low, high = stats.chi2(60).interval(1 - 1e-6)
     assert low < (scores**2).sum() < high
@@ -92,9 +91,9 @@ def test_the_full_gaussian_is_one() -> None:
         *(jnp.asarray(part, jnp.float32) for part in (loc, np.log(np.diag(L)), L + above))
     )
     exact = stats.multivariate_normal(loc, L @ L.T)
-    z, log_q = quick_jit(jax.vmap(q.sample_and_log_prob))(jax.random.split(KEY, 20_000))
+    z, log_q = jax.jit(jax.vmap(q.sample_and_log_prob))(jax.random.split(KEY, 20_000))
     np.testing.assert_allclose(log_q, exact.logpdf(z), atol=1e-3)
-    np.testing.assert_allclose(quick_jit(jax.vmap(q.log_prob))(z), exact.logpdf(z), atol=1e-3)
+    np.testing.assert_allclose(jax.jit(jax.vmap(q.log_prob))(z), exact.logpdf(z), atol=1e-3)
     deviation = np.linalg.solve(L, (np.asarray(z, np.float64) - loc).T).T
     assert_mean_is(deviation, np.zeros(3))
     assert_mean_is(deviation[:, :, None] * deviation[:, None], np.eye(3))

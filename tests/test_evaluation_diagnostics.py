@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import linear_gaussian
 import numpy as np
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array
 from linear_gaussian import Exact
 from scipy import special
@@ -90,7 +89,7 @@ def test_the_mean_kl_is_mutual_information_and_marginal_kl() -> None:
 
     keys = jax.random.split(KEY, 3000)
     decomposition = partial(evaluation.kl_decomposition, num_samples=2)
-    parts = quick_jit(jax.vmap(decomposition, (None, None, 0)))(params, jnp.asarray(x), keys)
+    parts = jax.jit(jax.vmap(decomposition, (None, None, 0)))(params, jnp.asarray(x), keys)
     assert_mean_is(parts.mutual_information.mean(axis=1), mutual_information)
     assert_mean_is(parts.marginal_kl.mean(axis=1), marginal_kl)
 
@@ -111,7 +110,7 @@ def test_of_the_population_mutual_information_is_more_and_the_marginal_kl_less(n
 
     sets = np.random.default_rng(1).multivariate_normal(exact.b, Sigma, (3000, num))
     keys = jax.random.split(KEY, len(sets))
-    decomposition = quick_jit(jax.vmap(evaluation.kl_decomposition, (None, 0, 0)))
+    decomposition = jax.jit(jax.vmap(evaluation.kl_decomposition, (None, 0, 0)))
     parts = decomposition(params, jnp.asarray(sets, jnp.float32), keys)
     (low, low_error), (high, high_error) = (mean_and_error(part.mean(axis=1)) for part in parts)
     assert low < mutual_information - SIGMAS * low_error
@@ -166,7 +165,7 @@ def test_the_gap_of_diagonal_gaussians() -> None:
     total, total_in_full = np.sum(found, axis=0), np.sum(in_full, axis=0)
     np.testing.assert_allclose(total, total_in_full, atol=1e-4)
     keys = jax.random.split(KEY, 2000)
-    log_w = quick_jit(jax.vmap(jvae.sgvb_a, (None, None, 0)))(params, jnp.asarray(x), keys)
+    log_w = jax.jit(jax.vmap(jvae.sgvb_a, (None, None, 0)))(params, jnp.asarray(x), keys)
     error = np.asarray(log_w).std(axis=0) / math.sqrt(1000)
     np.testing.assert_array_less(np.abs(total - exact.kl_to_posterior(x)), SIGMAS * error)
 
@@ -217,7 +216,7 @@ def test_an_estimate_that_is_too_low_takes_the_gap_below_zero() -> None:
     exact = Exact.of(params)
     one = evaluation.importance_sampling(params, jnp.asarray(x), KEY, num_samples=1)
     few = partial(evaluation.inference_gap, num_steps=400, num_samples=16)
-    gap = quick_jit(few)(params, jnp.asarray(x), jax.random.key(8), one.estimate)
+    gap = jax.jit(few)(params, jnp.asarray(x), jax.random.key(8), one.estimate)
     # The family holds the posterior, so that the true gap is 0; the encoder's is all of the KL.
     mean, error = mean_and_error(gap.approximation)
     kl = exact.kl_to_posterior(x).mean()

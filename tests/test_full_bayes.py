@@ -14,7 +14,6 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from standard_errors import SIGMAS, assert_mean_is, mean_and_error
 from weights import random_params
@@ -164,7 +163,7 @@ def mean_model() -> MeanModel:
 @functools.cache
 def drawing(bound: Bound, dataset_size: int) -> Bound:
     one = functools.partial(bound, dataset_size=dataset_size)
-    return quick_jit(jax.vmap(one, in_axes=(None, None, 0)))
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0)))
 
 
 def draws_of(
@@ -190,7 +189,7 @@ def test_values_and_gradients_have_their_exact_means(bound: Bound) -> None:
         return values.sum(), values
 
     keys = jax.random.split(KEY, NUM_DRAWS)
-    draws = quick_jit(jax.vmap(jax.grad(total, has_aux=True), in_axes=(None, 0)))
+    draws = jax.jit(jax.vmap(jax.grad(total, has_aux=True), in_axes=(None, 0)))
     gradients, values = draws(posterior, keys)
     assert_mean_is(values, expected_bound(posterior, x, num))
     exact = jax.grad(lambda q: expected_bound(q, x, num).sum())(posterior)
@@ -294,7 +293,7 @@ def test_variances_are_exact(
         return bound(posterior, x, key, dataset_size=6).mean()
 
     keys = jax.random.split(KEY, NUM_DRAWS)
-    draws = quick_jit(jax.vmap(jax.value_and_grad(mean), in_axes=(None, 0)))
+    draws = jax.jit(jax.vmap(jax.value_and_grad(mean), in_axes=(None, 0)))
     values, gradients = jax.tree.map(np.asarray, draws(posterior, keys))
 
     rows = mean_model.x.mean(axis=0)[None] if bound is full_bayes_bound else mean_model.x
@@ -326,7 +325,7 @@ def test_local_noise_is_less_by_what_the_examples_of_a_batch_share(mean_model: M
         x = data[jax.random.randint(batch_key, (num,), 0, len(data))]
         return [bound(posterior, x, key, dataset_size=6).mean() for bound in BOUNDS]
 
-    one, local = quick_jit(jax.vmap(means))(jax.random.split(KEY, 2 * NUM_DRAWS))
+    one, local = jax.jit(jax.vmap(means))(jax.random.split(KEY, 2 * NUM_DRAWS))
     squares = [(values - values.mean()) ** 2 for values in map(np.asarray, (one, local))]
     shared = variance_with_one_draw(mean_model, mean_model.x, loc, scale)
     assert_mean_is(squares[0] - squares[1], (1 - 1 / num) * shared)
@@ -362,12 +361,12 @@ def test_kl_is_that_of_numpyro() -> None:
     ):
         q = dist.Normal(np.asarray(mean), np.exp(log_scale))
         expected += float(dist.kl_divergence(q, dist.Normal(0.0, 1.0)).sum())
-    assert float(quick_jit(kl_of_weights)(posterior)) == pytest.approx(expected, rel=1e-5)
+    assert float(jax.jit(kl_of_weights)(posterior)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_draws_of_weights_are_independent_with_their_scales() -> None:
     posterior = linear_posterior()
-    draw = quick_jit(jax.vmap(sample_weights, in_axes=(None, 0)))
+    draw = jax.jit(jax.vmap(sample_weights, in_axes=(None, 0)))
     draws = draw(posterior, jax.random.split(KEY, 20_000))
     for leaf, own in zip(
         jax.tree.leaves(draws.weights["encoder"]),
@@ -420,8 +419,8 @@ def test_without_a_spread_it_is_the_map_criterion(bound: Bound) -> None:
     ).astype(np.float64)
     log_prior = -0.5 * (theta**2 + math.log(2 * math.pi)).sum()
     entropy = theta.size * (0.5 * math.log(2 * math.pi * math.e) + math.log(scale))
-    expected = quick_jit(jvae.elbo)(params, x, KEY) + (log_prior + entropy) / num
-    found = quick_jit(functools.partial(bound, dataset_size=num))(posterior, x, KEY)
+    expected = jax.jit(jvae.elbo)(params, x, KEY) + (log_prior + entropy) / num
+    found = jax.jit(functools.partial(bound, dataset_size=num))(posterior, x, KEY)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
@@ -496,7 +495,7 @@ def test_the_held_out_bound_is_the_elbo_under_q() -> None:
     posterior = linear_posterior()
     x = jnp.asarray(np.random.default_rng(3).normal(size=(3, 3)), jnp.float32)
     held_out = functools.partial(held_out_bound, posterior, x, num_weights=2, batch_size=2)
-    values = quick_jit(jax.vmap(held_out))(jax.random.split(KEY, 5000))
+    values = jax.jit(jax.vmap(held_out))(jax.random.split(KEY, 5000))
     assert values.shape == (5000, 2, 3)
     without_kl = expected_bound(posterior, x, 1) + kl_by_hand(posterior)
     assert_mean_is(values.reshape(-1, 3), without_kl)
@@ -595,7 +594,7 @@ def test_layers_without_bias_and_input_have_finite_gradients(scale: float) -> No
     def total(posterior: WeightPosterior) -> Array:
         return local_full_bayes_bound(posterior, jnp.ones((3, 4)), KEY, dataset_size=5).sum()
 
-    gradient = quick_jit(jax.grad(total))(posterior)
+    gradient = jax.jit(jax.grad(total))(posterior)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from jax.flatten_util import ravel_pytree
 
 from jvae.experiments import full_bayes, full_bayes_figures, paper, records
@@ -21,12 +20,6 @@ from jvae.experiments.run_folder import RunFolderError
 from jvae.learners.full_bayes import held_out_bound, kl_of_weights, weight_posterior
 
 METHODS = ("map", "full_bayes", "local_full_bayes")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly() -> Iterator[None]:
-    with compiled_quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

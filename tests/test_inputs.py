@@ -12,8 +12,6 @@ from jvae import binarisation, data
 from jvae.experiments import inputs, train
 from jvae.experiments.config import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RNG = np.random.default_rng(1)
 GREY = RNG.integers(0, 256, (9, 4, 3), np.uint8)
 BLACK_AND_WHITE = (GREY // 128) * np.uint8(255)

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 import quadrature
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from linear_gaussian import Exact
 from runs import assert_same_state
@@ -65,7 +64,7 @@ def test_the_two_phases_of_wake_sleep_are_their_expectations() -> None:
         state, info = learner.step(learner.init(params, key), x)
         return updates(state.params, params), info.bound
 
-    found, bounds = quick_jit(jax.vmap(update))(jax.random.split(KEY, 20_000))
+    found, bounds = jax.jit(jax.vmap(update))(jax.random.split(KEY, 20_000))
     wake = exact_gradient(linear_gaussian.elbo, params, x)
     sleep = exact_gradient(linear_gaussian.log_q_of_dreams, params, x)
     assert_updates_are(found, wake, "decoder")
@@ -97,7 +96,7 @@ def test_chains_converge_to_the_posterior_at_the_acceptance_asked_for() -> None:
     def visit(state: mcem.State, _: None) -> tuple[mcem.State, mcem.Info]:
         return learner.step(state, dataset)
 
-    @quick_jit
+    @jax.jit
     def run(params: jvae.Params) -> tuple[mcem.State, mcem.Info]:
         return jax.lax.scan(visit, learner.init(params, KEY), length=80)
 
@@ -146,7 +145,7 @@ def test_the_expected_update_is_the_gradient_of_log_px(fitted: bool) -> None:
         return updates(state.params, params), info.bound, info.acceptance
 
     chains = posterior_samples(Exact.of(params), x, num)
-    found, bounds, acceptance = quick_jit(jax.vmap(update))(jax.random.split(KEY, num), chains)
+    found, bounds, acceptance = jax.jit(jax.vmap(update))(jax.random.split(KEY, num), chains)
     assert 0.3 < acceptance.mean() < 0.999
     wanted = exact_gradient(log_px, params, x)
     if fitted:

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from compiling import compiled_quickly
 
 from jvae import checkpoint, training
 from jvae.experiments import command_line, figures, logbook, run_folder, train
@@ -32,13 +30,6 @@ TINY: dict[str, Any] = {
     "nll_samples": 0,
     "checkpoint_every": 2,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_compilation() -> Iterator[None]:
-    """LLVM optimises longer than these runs take."""
-    with compiled_quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

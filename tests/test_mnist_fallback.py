@@ -12,8 +12,6 @@ from jvae import data
 from jvae.experiments import mnist, run_folder
 from jvae.experiments.run_folder import RunFolderError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SMALL_MNIST: dict[str, Any] = TINY | {"epochs": 1, "batch_size": 1000, "nll_samples": 0}
 NO_NETWORK = "no network: cannot reach storage.googleapis.com (ConnectionError)"
 

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as numpyro_dist
 import pytest
-from compiling import quick_jit
 from jaxtyping import Array, PRNGKeyArray
 from standard_errors import assert_mean_is
 from weights import random_params
@@ -78,7 +77,7 @@ def test_the_prior_is_standard_normal(bernoulli_params: jvae.Params) -> None:
 
 def test_samples_are_means_at_draws_of_the_prior(bernoulli_params: jvae.Params) -> None:
     params = bernoulli_params
-    means = np.asarray(quick_jit(partial(jvae.sample, num=5000))(params, KEY), np.float64)
+    means = np.asarray(jax.jit(partial(jvae.sample, num=5000))(params, KEY), np.float64)
     z = np.random.default_rng(0).normal(size=(200_000, 2)).astype(np.float32)
     expected = np.asarray(jvae.likelihood(params, jnp.asarray(z)).mean, np.float64)
     # The oracle's own standard error is √40 times smaller than that of 5,000 draws.
@@ -161,17 +160,17 @@ def test_an_ensemble_is_its_members() -> None:
     model, x = small(), images(5)
     keys = jax.random.split(jax.random.key(0), 3)
     init = partial(jvae.init, model)
-    ensemble = quick_jit(jax.vmap(init))(keys)
-    together = quick_jit(jax.vmap(jvae.reconstruct, in_axes=(0, None, 0)))(ensemble, x, keys)
+    ensemble = jax.jit(jax.vmap(init))(keys)
+    together = jax.jit(jax.vmap(jvae.reconstruct, in_axes=(0, None, 0)))(ensemble, x, keys)
     for i in range(3):
         params = jax.tree.map(lambda leaf, i=i: jnp.asarray(np.asarray(leaf)[i]), ensemble)
-        alone = quick_jit(jvae.reconstruct)(params, x, keys[i])
+        alone = jax.jit(jvae.reconstruct)(params, x, keys[i])
         np.testing.assert_allclose(np.asarray(together)[i], alone, rtol=1e-5)
         # The compiler may round a batch of draws otherwise than one.
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
             params,
-            quick_jit(init)(keys[i]),
+            jax.jit(init)(keys[i]),
         )
 
 
@@ -191,7 +190,7 @@ def test_a_function_is_one_of_its_arguments(
     once = function(*given)
     np.testing.assert_array_equal(once, function(*given))
     np.testing.assert_allclose(jax.jit(function)(*given), once, rtol=1e-5, atol=1e-6)
-    gradient = quick_jit(jax.grad(lambda params: function(params, *given[1:]).sum()))(given[0])
+    gradient = jax.jit(jax.grad(lambda params: function(params, *given[1:]).sum()))(given[0])
     leaves = jax.tree.leaves(gradient)
     assert all(np.isfinite(leaf).all() for leaf in leaves)
     assert any(np.any(leaf) for leaf in leaves)
@@ -248,8 +247,8 @@ def test_numpyros_distributions_plug_in() -> None:
     params = random_params(model)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
     with jax.numpy_rank_promotion("allow"):
-        theirs = quick_jit(jvae.sgvb_a)(jvae.Params(params.weights, swapped), x, KEY)
-    np.testing.assert_allclose(theirs, quick_jit(jvae.sgvb_a)(params, x, KEY), rtol=1e-5)
+        theirs = jax.jit(jvae.sgvb_a)(jvae.Params(params.weights, swapped), x, KEY)
+    np.testing.assert_allclose(theirs, jax.jit(jvae.sgvb_a)(params, x, KEY), rtol=1e-5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,7 +308,7 @@ def test_z_may_be_a_pytree() -> None:
     params = random_params(jvae.VAE((4,), PairEncoder(), PairDecoder(), PairPrior()))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def log_weight(key: PRNGKeyArray) -> Array:
         z, log_q = jvae.posterior(params, x).sample_and_log_prob(key)
         assert {name: leaf.shape for name, leaf in z.items()} == {"a": (6, 2), "b": (6, 3)}
@@ -318,7 +317,7 @@ def test_z_may_be_a_pytree() -> None:
 
     keys = jax.random.split(KEY, 3)
     expected = np.mean([log_weight(key) for key in keys], axis=0)
-    sgvb_a = quick_jit(partial(jvae.sgvb_a, num_samples=3))
+    sgvb_a = jax.jit(partial(jvae.sgvb_a, num_samples=3))
     np.testing.assert_allclose(sgvb_a(params, x, KEY), expected, rtol=1e-5)
     log_likelihood = partial(jvae.log_likelihood, num_samples=3)
     assert jax.eval_shape(log_likelihood, params, x, KEY).shape == (6,)

@@ -3,13 +3,12 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from faces import frey_like
 
 import jvae
@@ -18,12 +17,6 @@ from jvae.evaluation import bound_by_example
 from jvae.experiments import paper
 from jvae.experiments.paper import BATCH_SIZE, STEP_SIZES, Keys
 from jvae.learners import aevb
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_quickly() -> Iterator[None]:
-    with compiled_quickly():
-        yield
 
 
 @pytest.fixture(scope="module")

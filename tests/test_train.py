@@ -31,8 +31,6 @@ from jvae.experiments import config as common
 from jvae.experiments import loop, mnist, run_folder, train
 from jvae.experiments.config import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_on_data_of_every_kind(kind: str, tmp_path: Path) -> None:

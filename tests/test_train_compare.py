@@ -15,8 +15,6 @@ from jvae import binarisation, data
 from jvae.experiments import command_line, compare, run_folder
 from jvae.experiments.run_folder import RunFolderError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # What makes results comparable.
 
 

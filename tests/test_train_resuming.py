@@ -21,8 +21,6 @@ from jvae.experiments import results, run_folder
 from jvae.experiments.interrupt import Interrupted
 from jvae.experiments.run_folder import RunFolderError
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Within a streamed epoch.
 
 

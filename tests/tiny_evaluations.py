@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from tiny_runs import pixels, save_npy
 
 from jvae import evaluation
@@ -46,8 +45,8 @@ ALL = [*DEFAULT, "ais", "ais_paired", "bdmc", "app_d", "inference_gap"]
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """LLVM optimises longer than these runs take, and figures of training are not looked at."""
-    with compiled_quickly(), pytest.MonkeyPatch.context() as patch:
+    """Figures of training are not looked at."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda job, params: None)
         patch.setattr(parts, "_ASCENT_STEPS", 5)
         patch.setattr(parts, "_ELBO_SAMPLES", 16)

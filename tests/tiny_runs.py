@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from compiling import compiled_quickly
 from PIL import Image
 
 from jvae import data
@@ -124,13 +123,6 @@ KINDS: dict[str, Kind] = {
 # Fixtures.
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """LLVM optimises longer than these runs take."""
-    with compiled_quickly():
-        yield
-
-
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """For runs whose figures are not looked at: they take half of the time."""
@@ -156,6 +148,5 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(grey: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A streamed run that nothing interrupted."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    with compiled_quickly():
-        run(grey, folder, **STREAMED)
+    run(grey, folder, **STREAMED)
     return folder
