@@ -96,7 +96,9 @@ def test_the_best_epoch_is_kept_and_is_the_result(
         assert result[name] == other[name]
     shown = capsys.readouterr().out
     assert f"The weights are of the best validation ELBO, at epoch {best}." in shown
-    (row,) = (row for row in rows(shown) if row[:1] == ["ELBO of the validation part"])
+    (row,) = (
+        row for row in rows(shown) if row[:1] == ["for comparison: ELBO of the validation part"]
+    )
     assert row[1] == f"{other['validation_elbo']:.2f}"
 
 
@@ -178,7 +180,11 @@ def cut(path: Path) -> None:
     ("damage", "reason"), [(remove, "is missing"), (cut, r"is damaged \(.*\)")]
 )
 def test_a_best_checkpoint_that_is_lost_is_said_and_costs_nothing_else(
-    damage: Any, reason: str, overshot: Path, tmp_path: Path
+    damage: Any,
+    reason: str,
+    overshot: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(overshot / "run", folder)
@@ -190,6 +196,9 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_costs_nothing_else(
     with pytest.raises(checkpoint.LostError, match=message) as error:
         run(overshot / "mine.npz", folder, **more, resume=True)
     assert isinstance(error.value, checkpoint.CheckpointError)
+    # What a listing shows is said before the epochs that it may cost.
+    early = f"WARNING: checkpoint {step}, of the best validation ELBO so far, is missing"
+    assert (early in capsys.readouterr().out) == (damage is remove)
     (note,) = error.value.__notes__
     assert note.startswith("To go on once that is mended: the same command with --resume --out")
     # Nothing of it was written, and a copy mends it.

@@ -11,7 +11,7 @@ import pytest
 from runs import metrics
 
 from jvae import checkpoint, cores, data, distributed
-from jvae.experiments import devices, inputs, mnist, run_folder, train
+from jvae.experiments import devices, inputs, mnist, results, run_folder, train
 from jvae.experiments.config import Config, ConfigError
 
 
@@ -171,8 +171,11 @@ def test_the_others_are_told_of_data_that_cannot_be_read(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_on_eight_devices_is_that_on_one(tmp_path: Path) -> None:
-    table = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+def test_a_run_on_eight_devices_is_that_on_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "_DRAWS_A_GROUP", 3 * 9)  # of 20 examples, and 3 draws of each
+    table = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     np.save(tmp_path / "table.npy", table)
     for num in (1, 8):
         config = train.Config(

@@ -133,7 +133,7 @@ def test_what_fails_on_the_first_process_is_raised() -> None:
 # Death is noticed sooner than in a run of weeks.
 PROGRAM = """
 import os, signal
-from jvae import distributed
+from jvae import distributed, evaluation
 from jvae.experiments import command_line, results, run_folder
 distributed.HEARTBEAT_SECONDS = 10
 """
@@ -264,13 +264,21 @@ def append_metrics(*args):
     raise OSError(28, "No space left on device")
 run_folder.append_metrics = append_metrics
 """
-SIGNAL_IN_EVALUATION = """
-evaluate = results.evaluate
-def signalled(*args):
-    os.kill(os.getpid(), signal.SIGTERM)
-    return evaluate(*args)
-results.evaluate = signalled
+# Log p(x) of 20 of the 1,000 examples; after the first 20 none may be asked for.
+ONE_GROUP = """
+results._DRAWS_A_GROUP = 100
+estimate = evaluation.importance_sampling
+def once(*args, **how):
+    evaluation.importance_sampling = None
+    on_group()
+    return estimate(*args, **how)
+evaluation.importance_sampling = once
+def on_group(): {}
 """
+SIGNAL_IN_EVALUATION = (
+    ONE_GROUP.format("pass"),
+    ONE_GROUP.format("os.kill(os.getpid(), signal.SIGTERM)"),
+)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +290,7 @@ results.evaluate = signalled
         pytest.param(
             (FULL_DISK, ""), [1, 1], ("No space left", "process 0 has stopped"), id="full disk"
         ),
-        pytest.param(("", SIGNAL_IN_EVALUATION), [143, 143], ("--resume", "--resume"), id="signal"),
+        pytest.param(SIGNAL_IN_EVALUATION, [143, 143], ("--resume", "--resume"), id="signal"),
     ],
 )
 def test_a_fault_of_one_process_ends_both(
@@ -292,7 +300,8 @@ def test_a_fault_of_one_process_ends_both(
     start_run: Start,
     tmp_path: Path,
 ) -> None:
-    processes = two(start_run, tmp_path / "run", "--epochs", "1", faults=faults)
+    flags = ("--epochs", "1", "--nll-samples", "5")
+    processes = two(start_run, tmp_path / "run", *flags, faults=faults)
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == codes, errors
     assert all(words in error for words, error in zip(said, errors, strict=True)), errors

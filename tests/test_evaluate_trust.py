@@ -58,14 +58,19 @@ def test_one_sample_tells_of_no_error() -> None:
 
 
 # Of four draws none are five effective ones, of seven some.
-@pytest.mark.parametrize(("seeds", "num_samples"), [(1, 4), (2, 7)])
+@pytest.mark.parametrize(
+    ("seeds", "num_samples", "examples_a_group"), [(1, 4, 1000), (2, 7, 1000), (2, 7, 3)]
+)
 def test_a_result_says_how_far_to_trust_its_log_px(
     seeds: int,
     num_samples: int,
+    examples_a_group: int,
     ensemble: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(run_results, "_DRAWS_A_GROUP", num_samples * examples_a_group)
     data = ensemble.parent / "mine.npy"
     settings: dict[str, Any] = {"seeds": seeds, "seed": 5, "nll_samples": num_samples}
     folder = train_on(data, tmp_path / "run", latent_dim=4, **settings)

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -89,6 +90,22 @@ def test_exactly_the_samples_asked_for_are_used(batch: tuple[int, ...], num_samp
         np.testing.assert_allclose(np.ravel(got), wanted, rtol=1e-4, atol=1e-5)
     estimates = jvae.log_likelihood(params, given, KEY, num_samples=num_samples)
     np.testing.assert_array_equal(estimates, result.estimate)
+
+
+def test_a_part_has_the_numbers_that_it_has_in_the_whole() -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), data(4, 7)
+    whole = evaluation.importance_sampling(params, x, KEY, num_samples=9)
+    keys = jax.random.split(KEY, 7)
+    part = evaluation.importance_sampling(params, x[2:5], keys[2:5], num_samples=9)
+    for got, wanted in zip(part, whole, strict=True):
+        np.testing.assert_allclose(got, wanted[2:5], rtol=1e-6)
+    square = evaluation.importance_sampling(
+        params, x[:6].reshape(2, 3, 4), keys[:6].reshape(2, 3), num_samples=9
+    )
+    np.testing.assert_allclose(square.estimate.ravel(), whole.estimate[:6], rtol=1e-6)
+    for few in (keys[:2], keys[:3, None]):
+        with pytest.raises(ValueError, match=re.escape(f"or (3,) of them, got {few.shape}")):
+            evaluation.importance_sampling(params, x[:3], few, num_samples=9)
 
 
 def test_the_estimate_errs_as_theory_says() -> None:

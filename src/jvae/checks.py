@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def check_key(key: Any) -> None:
-    """Refuse anything but one typed PRNG key.
+def check_key(key: Any, batch: tuple[int, ...] = ()) -> None:
+    """Refuse anything but one typed PRNG key, or an array of them whose shape is `batch`.
 
     Raises:
       TypeError: `key` is no typed key (a raw `jax.random.PRNGKey` included).
-      ValueError: `key` is an array of keys.
+      ValueError: `key` is an array of keys of another shape.
     """
     dtype = getattr(key, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         given = type(key).__name__ if dtype is None else f"an array of {dtype}"
         raise TypeError(f"key must be a typed key, as jax.random.key(seed) makes, got {given}")
-    if key.shape != ():
-        raise ValueError(f"key must be one key, got {key.shape}: index it, or jax.vmap over it")
+    if key.shape not in ((), batch):
+        expected = f"one key or {batch} of them" if batch else "one key"
+        raise ValueError(f"key must be {expected}, got {key.shape}: index it, or jax.vmap over it")
 
 
 def check_count(name: str, value: Any) -> int:

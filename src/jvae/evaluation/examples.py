@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Key, PRNGKeyArray
 
 from jvae.chunks import map_in_chunks
 from jvae.models import Params
@@ -57,7 +57,7 @@ def map_examples(
     function: Callable[[Array, PRNGKeyArray], Any],
     params: Params,
     x: Array,
-    key: PRNGKeyArray,
+    key: Key[Array, "..."],
     *,
     rows_per_example: int,
     mesh: Mesh | None = None,
@@ -68,7 +68,7 @@ def map_examples(
       function: from one example [*data_shape] and a key to a pytree of arrays.
       params: from `jvae.init`.
       x: float [*batch, *data_shape].
-      key: a typed PRNG key.
+      key: a typed PRNG key, or one for each example, [*batch].
       rows_per_example: how many values of x `function` holds at once.
       mesh: `mesh_of(x)`, known only outside `jit`; each device maps over the examples it has.
 
@@ -78,7 +78,7 @@ def map_examples(
     data_shape = params.model.data_shape
     batch = x.shape[: x.ndim - len(data_shape)]
     flat = x.reshape(math.prod(batch), *data_shape)
-    keys = jax.random.split(key, flat.shape[0])
+    keys = key.reshape(-1) if key.ndim else jax.random.split(key, flat.shape[0])
     size = rows_at_once(params) // rows_per_example
     results = map_on_devices(function, (flat, keys), size, mesh)
     return jax.tree.map(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), results)

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Key, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.chunks import map_in_chunks
@@ -18,7 +18,7 @@ from jvae.models import Params, check_data, posterior
 def importance_sampling(
     params: Params,
     x: Shaped[Array | np.ndarray, "..."],
-    key: PRNGKeyArray,
+    key: Key[Array, "..."],
     *,
     num_samples: int = 5000,
 ) -> LogLikelihood:
@@ -34,7 +34,8 @@ def importance_sampling(
     Args:
       params: from `jvae.init`.
       x: float [*batch, *data_shape].
-      key: a typed PRNG key; each example's samples have a key of their own.
+      key: a typed PRNG key, from which each example's is split; or those keys, [*batch], with
+        which a part of a dataset has the numbers that it has in the whole.
       num_samples: K, the draws of z an example.
 
     Returns:
@@ -43,18 +44,20 @@ def importance_sampling(
 
     Raises:
       TypeError: `x` is not floating point, or `key` is no typed key.
-      ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
+      ValueError: `x` has a wrong trailing shape, keys are of another shape than the batch, or
+        `num_samples` is below 1.
     """
-    check_key(key)
+    mesh, x = mesh_of(x), check_data(params, x)
+    check_key(key, x.shape[: x.ndim - len(params.model.data_shape)])
     num_samples = check_count("num_samples", num_samples)
-    return _importance_sampling(params, check_data(params, x), key, num_samples, mesh_of(x))
+    return _importance_sampling(params, x, key, num_samples, mesh)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))
 def _importance_sampling(
     params: Params,
     x: Float[Array, "..."],
-    key: PRNGKeyArray,
+    key: Key[Array, "..."],
     num_samples: int,
     mesh: Mesh | None,
 ) -> LogLikelihood:

@@ -32,6 +32,7 @@ from jvae.experiments import (
     marginal_figures,
     paper,
     parts,
+    progress_bars,
     records,
     results,
 )
@@ -138,7 +139,7 @@ def _measure_into(folder: Path, config: Config) -> None:
     data = [
         paper.load(config.dataset, config.targets, config.data_dir, num_train=num) for num in nums
     ]
-    bar = curves.progress_bar(rich.console.Console(stderr=True))
+    bar = progress_bars.of_study(rich.console.Console(stderr=True))
     record = records.recording(path, STUDY, _settings(config), start=start)
     with records.keeping(path), bar, record as write:
         for point in _measured(config, data, bar):

@@ -16,7 +16,15 @@ import rich.progress
 import rich.table
 import tyro
 
-from jvae.experiments import devices, evaluations, finished, parts, results, run_folder
+from jvae.experiments import (
+    devices,
+    evaluations,
+    finished,
+    parts,
+    progress_bars,
+    results,
+    run_folder,
+)
 from jvae.experiments.config import ConfigError
 from jvae.experiments.finished import FinishedRun
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
@@ -138,7 +146,7 @@ def _evaluate(config: Config, found: FinishedRun, console: rich.console.Console)
     if dropped:
         console.print("The run's weights have changed: earlier parts are dropped.")
     names = []
-    with _progress(console) as progress:
+    with progress_bars.of_examples(console) as progress:
         for part in _parts(config, found, content):
             names.append(part.name)
             kept = evaluations.is_done(found, content, part)
@@ -228,14 +236,3 @@ def _table(content: dict[str, Any], names: list[str]) -> rich.table.Table:
         for quantity, value in shown.items():
             table.add_row(name, quantity, value)
     return table
-
-
-def _progress(console: rich.console.Console) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

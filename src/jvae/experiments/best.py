@@ -27,11 +27,22 @@ def open_checkpoints(
     Raises:
       UnwritableError: as `jvae.checkpoint.open_checkpoints`.
     """
+    return checkpoint.open_checkpoints(_folder(job), also_keep=lambda: _best_so_far(job, records))
 
-    def best() -> list[int]:
-        return [_best(of_seed) for of_seed in _candidates(job, records) if of_seed]
 
-    return checkpoint.open_checkpoints(_folder(job), also_keep=best)
+def missing(job: Job, records: Sequence[Mapping[str, Any]], checkpoints: Checkpoints) -> list[int]:
+    """The steps of the best checkpoints so far that are not there, as `choose` would find out.
+
+    Args:
+      job: what is run.
+      records: the lines of `metrics.jsonl`.
+      checkpoints: from `open_checkpoints`.
+    """
+    return sorted(set(_best_so_far(job, records)) - set(checkpoints.all_steps()))
+
+
+def _best_so_far(job: Job, records: Sequence[Mapping[str, Any]]) -> list[int]:
+    return [_best(of_seed) for of_seed in _candidates(job, records) if of_seed]
 
 
 def choose(job: Job, state: TrainState) -> list[TrainState]:

@@ -15,7 +15,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from jvae.experiments import paper, records, results, run_folder
+from jvae.experiments import paper, progress_bars, records, results, run_folder
 from jvae.experiments.config import ConfigError
 from jvae.experiments.interrupt import Interrupted, catch_interrupt
 from jvae.experiments.paper import BATCH_SIZE, Keys
@@ -113,19 +113,6 @@ class Curve(NamedTuple):
         return f"{self.dataset}, {self.latent_dim} latents, {self.learner}"
 
 
-def progress_bar(console: rich.console.Console) -> rich.progress.Progress:
-    """Of a study's steps, with a task's `status` at its end; shown on a terminal alone."""
-    return rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TaskProgressColumn(),
-        rich.progress.TimeRemainingColumn(),
-        rich.progress.TextColumn("{task.fields[status]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-
 def check_latent_dims(latent_dims: Sequence[int]) -> None:
     """Refuse none, and sizes below 1.
 
@@ -164,7 +151,7 @@ def run(
     names = dict.fromkeys(curve.dataset for curve in curves)
     data = {name: paper.load(name, config.targets, config.data_dir) for name in names}
     missing = [c for c in curves if not _is_done(folder, c, _settings(config, c, data[c.dataset]))]
-    bar = progress_bar(console)
+    bar = progress_bars.of_study(console)
     steps = config.trial_steps + config.max_samples // BATCH_SIZE
     done = 0
     try:

@@ -28,6 +28,7 @@ from jvae.experiments import (
     curves,
     full_bayes_figures,
     paper,
+    progress_bars,
     records,
     results,
 )
@@ -139,7 +140,7 @@ def run(config: Config) -> Path:
 def _measure_into(path: Path, config: Config) -> None:
     records.refuse_taken(path)
     start = time.perf_counter()
-    bar = curves.progress_bar(rich.console.Console(stderr=True))
+    bar = progress_bars.of_study(rich.console.Console(stderr=True))
     steps = len(list(config.curves)) * (config.trial_steps + config.max_samples // BATCH_SIZE)
     with records.keeping(path), bar:
         task = bar.add_task("step sizes", total=steps, status="")

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 import rich.console
-import rich.progress
 from jax.sharding import Mesh
 
 from jvae import checkpoint, data, distributed, training
@@ -26,10 +25,11 @@ from jvae.experiments import (
     figures,
     logbook,
     objective,
+    progress_bars,
     results,
     run_folder,
 )
-from jvae.experiments.interrupt import Interrupted, catch_interrupt
+from jvae.experiments.interrupt import Interrupt, Interrupted, catch_interrupt
 from jvae.experiments.job import Job
 from jvae.experiments.logbook import Logger
 
@@ -92,15 +92,12 @@ def run(
             )
             # One of several that left the evaluation would be waited for.
             interrupt.deferred = jax.process_count() > 1
-            if signum := distributed.largest(interrupt.signum or 0):
-                epoch, rest = divmod(int(state.step), job.steps_per_epoch)
-                done = f"step {state.step}" if rest else f"epoch {epoch}"
-                raise Interrupted(f"saved after {done}", signum)
-            with console.status("Evaluating and drawing …"):
-                chosen = best.choose(job, state)
-                result = results.evaluate(job, state, chosen)
-                if signum := distributed.largest(interrupt.signum or 0):
-                    raise Interrupted("trained, and its results not written", signum)
+            epoch, rest = divmod(int(state.step), job.steps_per_epoch)
+            done = f"step {state.step}" if rest else f"epoch {epoch}"
+            _end_at_signal(interrupt, f"saved after {done}")
+            chosen = best.choose(job, state)
+            result = _evaluate(job, state, chosen, console, interrupt)
+            with console.status("Drawing …"):
                 distributed.on_first_process(lambda: _write_results(job, state, chosen, result))
         except Interrupted as error:
             raise Interrupted(
@@ -116,6 +113,32 @@ def run(
             raise
     results.report(console, job, result)
     return result
+
+
+def _end_at_signal(interrupt: Interrupt, done: str) -> None:
+    """Raise `Interrupted` where a signal came to any process; every one has to ask."""
+    if signum := distributed.largest(interrupt.signum or 0):
+        raise Interrupted(done, signum)
+
+
+def _evaluate(
+    job: Job,
+    state: training.TrainState,
+    chosen: Sequence[training.TrainState],
+    console: rich.console.Console,
+    interrupt: Interrupt,
+) -> dict[str, Any]:
+    with progress_bars.of_examples(console) as progress:
+        total = results.num_log_px(job)
+        bar = progress.add_task("test log p(x)", total=total, visible=total > 0)
+
+        def advance(num: int) -> None:
+            progress.advance(bar, num)
+            _end_at_signal(interrupt, "trained, and its results not written")
+
+        result = results.evaluate(job, state, chosen, advance=advance)
+        advance(0)
+        return result
 
 
 def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:
@@ -221,7 +244,7 @@ def _train(
     records: list[dict[str, Any]] = []
     with (
         best.open_checkpoints(job, records) as checkpoints,
-        _progress(console) as progress,
+        progress_bars.of_epochs(console) as progress,
     ):
         if config.resume:
             # Killed before its first checkpoint, a run starts over: the result is the same.
@@ -238,6 +261,12 @@ def _train(
 
             distributed.on_first_process(rewind)
             records += run_folder.read_metrics(job.folder)
+            for lost in best.missing(job, records, checkpoints):
+                results.show_warning(
+                    console,
+                    f"checkpoint {lost}, of the best validation ELBO so far, is missing: put a "
+                    "copy in its place, or without a better epoch there will be no result",
+                )
         done = int(state.step) // job.steps_per_epoch
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
@@ -391,15 +420,3 @@ def _leave(job: Job, error: Exception) -> NoReturn:
         flush=True,
     )
     os._exit(1)
-
-
-def _progress(console: rich.console.Console) -> rich.progress.Progress:
-    return rich.progress.Progress(
-        rich.progress.TextColumn("epoch"),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.fields[status]}"),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

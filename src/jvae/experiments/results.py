@@ -3,7 +3,7 @@
 import math
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,8 @@ from jvae.training import TrainState, members, skips_non_finite
 _VALIDATION = 2**32 - 1
 # Estimates of log p(x) on fewer effective samples mean little.
 MIN_ESS = 5.0
+# Draws of z after which progress shows and a signal is heard: a second's work on two cores.
+_DRAWS_A_GROUP = 250_000
 _PERCENTILES = (0, 1, 5, 10)
 
 
@@ -177,24 +179,46 @@ def show_warning(console: rich.console.Console, text: str) -> None:
     console.print(f"[bold yellow]WARNING: {rich.markup.escape(text)}[/]", soft_wrap=True)
 
 
+def num_log_px(job: Job) -> int:
+    """How many estimates of log p(x) are among the results of a run."""
+    return len(job.keys) * len(job.test) if job.config.nll_samples else 0
+
+
 def _log_likelihoods(
-    job: Job, states: Sequence[TrainState]
+    job: Job, states: Sequence[TrainState], advance: Callable[[int], object]
 ) -> tuple[list[LogLikelihood], list[str]]:
     """Of the test examples under each model, in float64; and what is to be warned of."""
     found: list[LogLikelihood] = []
     said: list[str] = []
     for seed, state, keys in zip(job.config.all_seeds, states, job.keys, strict=True):
-        of_one = evaluation.importance_sampling(
-            _on_devices(job, state),
-            job.held_out_on_devices["test"],
-            keys.nll,
-            num_samples=job.config.nll_samples,
-        )
-        # On the host the devices' filling is cut off, so that no warning counts it.
-        found.append(jax.tree.map(lambda values: _cut(job, "test", values), of_one))
+        found.append(_log_likelihood(job, state, keys.nll, advance))
         with warnings_into(said, seed=seed if job.config.seeds > 1 else None):
             evaluation.warn_if_unreliable(found[-1], min_ess=MIN_ESS)
     return found, said
+
+
+def _log_likelihood(
+    job: Job, state: TrainState, key: PRNGKeyArray, advance: Callable[[int], object]
+) -> LogLikelihood:
+    """Of the test examples, a group after another, by the numbers of all at once."""
+    x, num_samples = job.test, job.config.nll_samples
+    num, num_devices = len(x), 1 if job.mesh is None else job.mesh.size
+    size = min(num, max(1, _DRAWS_A_GROUP // num_samples))
+    size = math.ceil(size / num_devices) * num_devices  # each device has as many
+    params, keys = _on_devices(job, state), jax.random.split(key, num)
+    groups = []
+    for start in range(0, num, size):
+        few = np.arange(start, start + size) % num  # the last group is of one size with the others
+        given = x[few], keys[few]
+        if job.mesh is not None:
+            given = (
+                distributed.split_examples(given[0], job.mesh),
+                distributed.replicate(given[1], job.mesh),
+            )
+        group = evaluation.importance_sampling(params, *given, num_samples=num_samples)
+        groups.append(jax.tree.map(np.asarray, distributed.to_host(group)))
+        advance(min(size, num - start))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:num].astype(np.float64), *groups)
 
 
 def _refuse_infinite(job: Job, log_px: Sequence[LogLikelihood]) -> None:
@@ -211,13 +235,20 @@ def _refuse_infinite(job: Job, log_px: Sequence[LogLikelihood]) -> None:
     )
 
 
-def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[str, Any]:
+def evaluate(
+    job: Job,
+    state: TrainState,
+    chosen: Sequence[TrainState],
+    *,
+    advance: Callable[[int], object] = lambda num: None,
+) -> dict[str, Any]:
     """The content of `result.json`.
 
     Args:
       job: what was run.
       state: after the last epoch.
       chosen: the state of each model whose weights are the result, from `best.choose`.
+      advance: told how many examples' log p(x) was estimated, of `num_log_px(job)` in all.
 
     Raises:
       FloatingPointError: an estimate of log p(x) is not finite.
@@ -226,7 +257,7 @@ def evaluate(job: Job, state: TrainState, chosen: Sequence[TrainState]) -> dict[
     for part in job.held_out:
         result |= summary(f"{part}_elbo", elbos(job, chosen, part))
     if num_samples := job.config.nll_samples:
-        log_px, said = _log_likelihoods(job, chosen)
+        log_px, said = _log_likelihoods(job, chosen, advance)
         _refuse_infinite(job, log_px)
         result |= summary("test_nll", [-of_one.estimate for of_one in log_px])
         result |= sampling_error("test_nll", [of_one.stderr for of_one in log_px])
@@ -282,12 +313,6 @@ def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> N
     over = "" if job.config.seeds == 1 else f" over {job.config.seeds} seeds"
     table = rich.table.Table("test set", job.protocol["units"], f"± s.e.{over}")
     table.add_row("ELBO", f"{result['test_elbo']:.2f}", f"{result['test_elbo_stderr']:.2f}")
-    if "validation_elbo" in result:
-        table.add_row(
-            "ELBO of the validation part",
-            f"{result['validation_elbo']:.2f}",
-            f"{result['validation_elbo_stderr']:.2f}",
-        )
     if "test_nll" in result:
         table.add_row(
             f"-log p(x), {job.config.nll_samples} importance samples",
@@ -303,6 +328,13 @@ def report(console: rich.console.Console, job: Job, result: dict[str, Any]) -> N
     if "test_bits_per_dimension_at_most" in result:
         bits = f"{result['test_bits_per_dimension_at_most']:.3f}"
         table.add_row("of the 8-bit images, bits per dimension, at most", bits, "")
+    if "validation_elbo" in result:
+        table.add_section()
+        table.add_row(
+            "for comparison: ELBO of the validation part",
+            f"{result['validation_elbo']:.2f}",
+            f"{result['validation_elbo_stderr']:.2f}",
+        )
     console.print(table)
     if job.valid is not None:
         console.print(f"The weights are {result['weights']}.", soft_wrap=True)
