@@ -12,6 +12,7 @@ from PIL import Image
 from jvae import data
 from jvae.experiments import config as common
 from jvae.experiments import figures, loop, train
+from jvae.experiments.job import Job
 
 # 40 examples, of which 4 are held out: 6 steps an epoch.
 NUM, STEPS = 40, 6
@@ -133,6 +134,19 @@ def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """`run` gives what its files are to say before a step is taken."""
     monkeypatch.setattr(loop, "run", lambda job, **how: job.settings())
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """What the test would run, in place of running it."""
+    given: list[Job] = []
+
+    def keep(job: Job, **how: object) -> dict[str, Any]:
+        given.append(job)
+        return {}
+
+    monkeypatch.setattr(loop, "run", keep)
+    return given
 
 
 STREAMED = {"stream_above": 0.0, "epochs": 3}
