@@ -275,32 +275,46 @@ def once(*args, **how):
 evaluation.importance_sampling = once
 def on_group(): {}
 """
-SIGNAL_IN_EVALUATION = (
+SIGNAL_IN_LOG_PX = (
     ONE_GROUP.format("pass"),
     ONE_GROUP.format("os.kill(os.getpid(), signal.SIGTERM)"),
 )
+ELBO_AT_THE_END = """
+evaluate = results.evaluate
+def at_the_end(*args, **how):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(*args, **how)
+results.evaluate = at_the_end
+"""
+SIGNAL_IN_ELBO = ("", ELBO_AT_THE_END)
 
 
 @pytest.mark.parametrize(
-    ("faults", "codes", "said"),
+    ("faults", "codes", "said", "nll_samples"),
     [
         pytest.param(
-            ("", A_BUG), [1, 1], ("another process may have ended", "ZeroDivisionError"), id="bug"
+            ("", A_BUG),
+            [1, 1],
+            ("another process may have ended", "ZeroDivisionError"),
+            0,
+            id="bug",
         ),
         pytest.param(
-            (FULL_DISK, ""), [1, 1], ("No space left", "process 0 has stopped"), id="full disk"
+            (FULL_DISK, ""), [1, 1], ("No space left", "process 0 has stopped"), 0, id="full disk"
         ),
-        pytest.param(SIGNAL_IN_EVALUATION, [143, 143], ("--resume", "--resume"), id="signal"),
+        pytest.param(SIGNAL_IN_LOG_PX, [143, 143], ("--resume", "--resume"), 5, id="in log p(x)"),
+        pytest.param(SIGNAL_IN_ELBO, [143, 143], ("--resume", "--resume"), 0, id="in the ELBO"),
     ],
 )
 def test_a_fault_of_one_process_ends_both(
     faults: tuple[str, str],
     codes: list[int],
     said: tuple[str, str],
+    nll_samples: int,
     start_run: Start,
     tmp_path: Path,
 ) -> None:
-    flags = ("--epochs", "1", "--nll-samples", "5")
+    flags = ("--epochs", "1", "--nll-samples", str(nll_samples))
     processes = two(start_run, tmp_path / "run", *flags, faults=faults)
     errors = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == codes, errors

@@ -13,6 +13,7 @@ import pytest
 from scipy import stats
 from tiny_evaluations import FULL, call, numbers, results, train_on
 
+import jvae
 from jvae import evaluation
 from jvae.experiments import finished, run_folder
 from jvae.experiments import results as run_results
@@ -59,7 +60,7 @@ def test_one_sample_tells_of_no_error() -> None:
 
 # Of four draws none are five effective ones, of seven some.
 @pytest.mark.parametrize(
-    ("seeds", "num_samples", "examples_a_group"), [(1, 4, 1000), (2, 7, 1000), (2, 7, 3)]
+    ("seeds", "num_samples", "examples_a_group"), [(1, 4, 1000), (2, 7, 1000), (2, 7, 2), (1, 4, 1)]
 )
 def test_a_result_says_how_far_to_trust_its_log_px(
     seeds: int,
@@ -73,7 +74,18 @@ def test_a_result_says_how_far_to_trust_its_log_px(
     monkeypatch.setattr(run_results, "_DRAWS_A_GROUP", num_samples * examples_a_group)
     data = ensemble.parent / "mine.npy"
     settings: dict[str, Any] = {"seeds": seeds, "seed": 5, "nll_samples": num_samples}
-    folder = train_on(data, tmp_path / "run", latent_dim=4, **settings)
+    sizes: list[int] = []
+    estimate = evaluation.importance_sampling
+
+    def watched(params: jvae.Params, x: jax.Array, *args: Any, **how: Any) -> Any:
+        sizes.append(len(x))
+        return estimate(params, x, *args, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "importance_sampling", watched)
+        folder = train_on(data, tmp_path / "run", latent_dim=4, **settings)
+    size = min(4, examples_a_group)
+    assert sizes == [size] * (4 // size * seeds)
     found = finished.load(folder, finished.read(folder))
     log_px = []
     for seed, params in zip(found.seeds, found.params, strict=True):

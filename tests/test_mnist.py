@@ -21,7 +21,7 @@ from runs import assert_same_state, last_state, metrics
 import jvae
 from jvae import binarisation, evaluation, networks, training
 from jvae.data.catalogue import SOURCES
-from jvae.experiments import job, mnist, run_folder
+from jvae.experiments import job, mnist, results, run_folder
 from jvae.experiments.config import BOUNDS
 from jvae.experiments.interrupt import Interrupted
 
@@ -122,15 +122,22 @@ def test_a_run_stopped_between_checkpoints_goes_on_from_where_it_stopped(
 def test_an_interrupt_after_training_keeps_the_training(
     signum: signal.Signals, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "stopped"
+    folder, estimate = tmp_path / "stopped", evaluation.importance_sampling
+    groups = 0
 
-    def interrupt(*args: object, **kwargs: object) -> None:
-        signal.raise_signal(signum)
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        nonlocal groups
+        groups += 1
+        if groups == 2:
+            signal.raise_signal(signum)
+        return estimate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
+        patch.setattr(results, "_DRAWS_A_GROUP", 5000)  # of 20,000
         patch.setattr(evaluation, "importance_sampling", interrupt)
         with pytest.raises(Interrupted, match="--resume --out") as caught:
             run_into(folder)
+    assert groups == 2
     assert caught.value.exit_code == 128 + signum
     assert not (folder / "result.json").exists()
     run_into(folder, resume=True)

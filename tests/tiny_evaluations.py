@@ -45,7 +45,7 @@ ALL = [*DEFAULT, "ais", "ais_paired", "bdmc", "app_d", "inference_gap"]
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """Figures of training are not looked at."""
+    """Without the figures of training, and with few steps and samples where any number will do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figures, "draw", lambda job, params: None)
         patch.setattr(parts, "_ASCENT_STEPS", 5)

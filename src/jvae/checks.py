@@ -21,8 +21,9 @@ def check_key(key: Any, batch: tuple[int, ...] = ()) -> None:
         given = type(key).__name__ if dtype is None else f"an array of {dtype}"
         raise TypeError(f"key must be a typed key, as jax.random.key(seed) makes, got {given}")
     if key.shape not in ((), batch):
-        expected = f"one key or {batch} of them" if batch else "one key"
-        raise ValueError(f"key must be {expected}, got {key.shape}: index it, or jax.vmap over it")
+        if batch:
+            raise ValueError(f"key must be one key or {batch} of them, got {key.shape}")
+        raise ValueError(f"key must be one key, got {key.shape}: index it, or jax.vmap over it")
 
 
 def check_count(name: str, value: Any) -> int:

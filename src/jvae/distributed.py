@@ -3,6 +3,7 @@
 Batches are split over the devices, and the weights are on all of them; plain `jit` does the rest.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -111,11 +112,13 @@ def _place(leaf: Any, sharding: NamedSharding) -> Array:
         return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
     # `device_put` refuses typed keys on devices of other processes.
     data = _place(jax.random.key_data(leaf), sharding)
-    wrap = jax.jit(
-        lambda data: jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf)),
-        out_shardings=sharding,
-    )
-    return wrap(data)
+    return _wrap_keys(jax.random.key_impl(leaf), sharding)(data)
+
+
+@functools.cache
+def _wrap_keys(impl: Any, sharding: NamedSharding) -> Callable[[Array], Array]:
+    """From keys' data to the keys, on devices; cached, so that it is compiled once."""
+    return jax.jit(functools.partial(jax.random.wrap_key_data, impl=impl), out_shardings=sharding)
 
 
 def split_batches(mesh: Mesh, preprocess: Preprocess | None = None) -> Preprocess:

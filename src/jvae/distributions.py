@@ -35,8 +35,8 @@ def _align(event_ndim: int, value: Array, *parameters: Array) -> tuple[Array, ..
 
 
 @jax.custom_jvp
-def _apart(exponent: Array) -> Array:
-    """The exponent itself, where it is more than -inf.
+def _floored(exponent: Array) -> Array:
+    """The exponent, with the lowest finite number for -inf, and the derivative of the identity.
 
     On CPU JAX 0.11.1 to 0.12.0.1 give a wrong sum of terms that hold both v and exp(v), where v is
     a reshaped multiple, as log σ is of log σ²: they take the multiple out of v as well. What is
@@ -46,7 +46,7 @@ def _apart(exponent: Array) -> Array:
     return jnp.maximum(jnp.asarray(exponent, dtype), jnp.finfo(dtype).min)
 
 
-_apart.defjvps(lambda tangent, _, exponent: tangent)
+_floored.defjvps(lambda tangent, _, exponent: tangent)
 
 
 def _same_family(p: Any, q: Any) -> None:
@@ -76,7 +76,7 @@ class DiagonalGaussian:
     @property
     def scale(self) -> Float[Array, "..."]:
         """[*batch, *event] standard deviations."""
-        return jnp.exp(_apart(self.log_scale))
+        return jnp.exp(_floored(self.log_scale))
 
     @property
     def mean(self) -> Float[Array, "..."]:
@@ -97,7 +97,7 @@ class DiagonalGaussian:
           ValueError: `value` does not end in the event shape.
         """
         value, loc, log_scale = _align(self.event_ndim, value, self.loc, self.log_scale)
-        eps = (value - loc) * jnp.exp(_apart(-log_scale))
+        eps = (value - loc) * jnp.exp(_floored(-log_scale))
         return self._log_prob_of_noise(eps, log_scale)
 
     def sample_and_log_prob(
@@ -110,7 +110,7 @@ class DiagonalGaussian:
         """
         loc, log_scale = jnp.broadcast_arrays(self.loc, self.log_scale)
         eps = threefry.normal(key, loc.shape, loc.dtype)
-        z = loc + jnp.exp(_apart(log_scale)) * eps
+        z = loc + jnp.exp(_floored(log_scale)) * eps
         return z, self._log_prob_of_noise(*_align(self.event_ndim, eps, log_scale))
 
     def _log_prob_of_noise(self, eps: Array, log_scale: Array) -> Array:
@@ -142,9 +142,9 @@ class DiagonalGaussian:
             self.event_ndim, self.loc, other.loc, self.log_scale, other.log_scale
         )
         log_ratio = log_scale - other_log_scale  # of logs: no σ² to overflow or vanish
-        distance = (loc - other_loc) * jnp.exp(_apart(-other_log_scale))
+        distance = (loc - other_loc) * jnp.exp(_floored(-other_log_scale))
         # expm1: near q = p, where latents collapse to, exp(·) - 1 rounds to a negative KL.
-        return 0.5 * (jnp.expm1(_apart(2 * log_ratio)) + jnp.square(distance)) - log_ratio
+        return 0.5 * (jnp.expm1(_floored(2 * log_ratio)) + jnp.square(distance)) - log_ratio
 
 
 # One exp and one log1p a value, the exp shared with the gradient. The derivatives are given, since

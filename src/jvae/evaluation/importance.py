@@ -34,8 +34,9 @@ def importance_sampling(
     Args:
       params: from `jvae.init`.
       x: float [*batch, *data_shape].
-      key: a typed PRNG key, from which each example's is split; or those keys, [*batch], with
-        which a part of a dataset has the numbers that it has in the whole.
+      key: a typed PRNG key, or one for each example, [*batch]. Of one key, example i of a
+        flattened batch of N has `jax.random.split(key, N)[i]`: with a part of those keys a part
+        of a dataset has the estimates that it has in the whole.
       num_samples: K, the draws of z an example.
 
     Returns:
@@ -76,7 +77,7 @@ def _importance_sampling(
 def log_likelihood(
     params: Params,
     x: Shaped[Array | np.ndarray, "..."],
-    key: PRNGKeyArray,
+    key: Key[Array, "..."],
     *,
     num_samples: int = 5000,
 ) -> Float[Array, "*batch"]:
@@ -87,7 +88,7 @@ def log_likelihood(
     Args:
       params: from `jvae.init`.
       x: float [*batch, *data_shape].
-      key: a typed PRNG key; each example's samples have a key of their own.
+      key: as `importance_sampling` takes it.
       num_samples: K, the draws of z an example.
 
     Returns:

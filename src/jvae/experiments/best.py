@@ -31,7 +31,7 @@ def open_checkpoints(
 
 
 def missing(job: Job, records: Sequence[Mapping[str, Any]], checkpoints: Checkpoints) -> list[int]:
-    """The steps of the best checkpoints so far that are not there, as `choose` would find out.
+    """The steps of the best checkpoints so far that are not there; damage is not looked for.
 
     Args:
       job: what is run.

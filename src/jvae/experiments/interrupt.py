@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted while an epoch runs, acted on at once elsewhere."""
+"""Ctrl-C and SIGTERM: noted where the work in hand is to be finished first, or acted on at once."""
 
 import signal
 import threading

@@ -95,8 +95,7 @@ def run(
             epoch, rest = divmod(int(state.step), job.steps_per_epoch)
             done = f"step {state.step}" if rest else f"epoch {epoch}"
             _end_at_signal(interrupt, f"saved after {done}")
-            chosen = best.choose(job, state)
-            result = _evaluate(job, state, chosen, console, interrupt)
+            chosen, result = _evaluate(job, state, console, interrupt)
             with console.status("Drawing …"):
                 distributed.on_first_process(lambda: _write_results(job, state, chosen, result))
         except Interrupted as error:
@@ -122,23 +121,22 @@ def _end_at_signal(interrupt: Interrupt, done: str) -> None:
 
 
 def _evaluate(
-    job: Job,
-    state: training.TrainState,
-    chosen: Sequence[training.TrainState],
-    console: rich.console.Console,
-    interrupt: Interrupt,
-) -> dict[str, Any]:
+    job: Job, state: training.TrainState, console: rich.console.Console, interrupt: Interrupt
+) -> tuple[list[training.TrainState], dict[str, Any]]:
+    """The states whose weights are the result, and the content of `result.json`."""
     with progress_bars.of_examples(console) as progress:
-        total = results.num_log_px(job)
-        bar = progress.add_task("test log p(x)", total=total, visible=total > 0)
+        # Until the first log p(x) is done, the bar says only that there is work in hand.
+        bar = progress.add_task("evaluating", total=results.num_log_px(job) or None, start=False)
 
         def advance(num: int) -> None:
+            progress.start_task(bar)
             progress.advance(bar, num)
             _end_at_signal(interrupt, "trained, and its results not written")
 
+        chosen = best.choose(job, state)
         result = results.evaluate(job, state, chosen, advance=advance)
         advance(0)
-        return result
+        return chosen, result
 
 
 def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:

@@ -26,7 +26,8 @@ from jvae.training import TrainState, members, skips_non_finite
 _VALIDATION = 2**32 - 1
 # Estimates of log p(x) on fewer effective samples mean little.
 MIN_ESS = 5.0
-# Draws of z after which progress shows and a signal is heard: a second's work on two cores.
+# About so many draws of z are made before progress shows and a signal is heard: of the paper's
+# model a second's work on two cores.
 _DRAWS_A_GROUP = 250_000
 _PERCENTILES = (0, 1, 5, 10)
 
@@ -181,7 +182,7 @@ def show_warning(console: rich.console.Console, text: str) -> None:
 
 def num_log_px(job: Job) -> int:
     """How many estimates of log p(x) are among the results of a run."""
-    return len(job.keys) * len(job.test) if job.config.nll_samples else 0
+    return len(job.config.all_seeds) * len(job.test) if job.config.nll_samples else 0
 
 
 def _log_likelihoods(
@@ -200,22 +201,21 @@ def _log_likelihoods(
 def _log_likelihood(
     job: Job, state: TrainState, key: PRNGKeyArray, advance: Callable[[int], object]
 ) -> LogLikelihood:
-    """Of the test examples, a group after another, by the numbers of all at once."""
-    x, num_samples = job.test, job.config.nll_samples
-    num, num_devices = len(x), 1 if job.mesh is None else job.mesh.size
-    size = min(num, max(1, _DRAWS_A_GROUP // num_samples))
-    size = math.ceil(size / num_devices) * num_devices  # each device has as many
+    """Of the test examples, a group after another, each with the key that it has among all."""
+    num, num_samples = len(job.test), job.config.nll_samples
+    num_devices = 1 if job.mesh is None else job.mesh.size
+    num_groups = math.ceil(num / max(1, _DRAWS_A_GROUP // num_samples))
+    size = math.ceil(num / num_groups / num_devices) * num_devices  # each device has as many
     params, keys = _on_devices(job, state), jax.random.split(key, num)
     groups = []
     for start in range(0, num, size):
-        few = np.arange(start, start + size) % num  # the last group is of one size with the others
-        given = x[few], keys[few]
+        # All groups are of one size, so that one program does; the first examples fill up the last.
+        indices = np.arange(start, start + size) % num
+        x, x_keys = job.test[indices], keys[indices]
         if job.mesh is not None:
-            given = (
-                distributed.split_examples(given[0], job.mesh),
-                distributed.replicate(given[1], job.mesh),
-            )
-        group = evaluation.importance_sampling(params, *given, num_samples=num_samples)
+            x = distributed.split_examples(x, job.mesh)
+            x_keys = distributed.replicate(x_keys, job.mesh)
+        group = evaluation.importance_sampling(params, x, x_keys, num_samples=num_samples)
         groups.append(jax.tree.map(np.asarray, distributed.to_host(group)))
         advance(min(size, num - start))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:num].astype(np.float64), *groups)
