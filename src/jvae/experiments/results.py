@@ -240,7 +240,7 @@ def evaluate(
     state: TrainState,
     chosen: Sequence[TrainState],
     *,
-    advance: Callable[[int], object] = lambda num: None,
+    advance: Callable[[int], object],
 ) -> dict[str, Any]:
     """The content of `result.json`.
 
