@@ -1,7 +1,9 @@
+import asyncio
+import gc
 import json
-import logging
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
@@ -352,6 +355,10 @@ def test_what_says_nothing_of_the_bytes_costs_no_checkpoint(
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
+def coroutine_of(file: str) -> object:
+    return SimpleNamespace(cr_code=SimpleNamespace(co_filename=file))
+
+
 def test_other_errors_that_nobody_can_catch_are_still_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,11 +372,17 @@ def test_other_errors_that_nobody_can_catch_are_still_told(
                 (None, RuntimeError("Event loop is closed")),
                 (None, RuntimeError("another")),
                 (print, RuntimeError("Event loop is closed")),
+                (coroutine_of(ocp.__file__), RuntimeError("of Orbax")),
+                (coroutine_of(__file__), RuntimeError("of another coroutine")),
             ):
                 what: Any = SimpleNamespace(object=object_, exc_value=error)
                 sys.unraisablehook(what)
     hush.cache_clear()
-    assert [str(error) for error in told] == ["another", "Event loop is closed"]
+    assert [str(error) for error in told] == [
+        "another",
+        "Event loop is closed",
+        "of another coroutine",
+    ]
 
 
 def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
@@ -385,18 +398,33 @@ def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
 
 
-def test_errors_of_tasks_that_orbax_leaves_are_not_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+async def fail() -> None:
+    raise OSError("of a task")
+
+
+async def never_end() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("whose", ["orbax", "mine"])
+@pytest.mark.parametrize(
+    ("coroutine", "gathered"), [(fail, False), (fail, True), (never_end, False)]
+)
+def test_what_orbax_leaves_unfinished_is_not_told_and_all_else_is(
+    coroutine: Any, gathered: bool, whose: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with checkpoint.open_checkpoints(tmp_path):
         pass
-    log = logging.getLogger("asyncio")
-    for name in ("async_serialize_from_host", "mine"):
-        task = f"<Task finished name='Task-21' coro=<{name}() done>"
-        log.error(f"Task exception was never retrieved\nfuture: {task}")
-    log.error("async_serialize_from_host is slow")
-    told = [record.getMessage().rpartition("\n")[2] for record in caplog.records]
-    assert told == [
-        "future: <Task finished name='Task-21' coro=<mine() done>",
-        "async_serialize_from_host is slow",
-    ]
+    file = str(Path(ocp.__file__).with_name("tasks.py")) if whose == "orbax" else __file__
+    task = types.FunctionType(coroutine.__code__.replace(co_filename=file), globals())
+
+    async def leave() -> None:
+        future = asyncio.gather(task(), task()) if gathered else asyncio.ensure_future(task())
+        await asyncio.wait([future], timeout=0.01)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    gc.collect()
+    told = [record for record in caplog.records if record.name == "asyncio"]
+    assert len(told) == (whose == "mine")

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -44,8 +45,11 @@ _PARTS = {
 # What tensorstore's errors begin with where the bytes are not those that were written; others are
 # of a disk or a network, which may be well again tomorrow.
 _DAMAGE = re.compile("DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE")
-_OF_ORBAX = re.compile(r"<coroutine object \w*(serialize|restore)")
-_TASK_OF_ORBAX = re.compile(r"never retrieved[^<]*<Task [^<]*coro=<\w*(serialize|restore)")
+_ORBAX = str(Path(ocp.__file__).parent)
+_TASK_OF_ORBAX = re.compile(
+    rf"^(future|task): <Task \w+ name=\S+ coro=<\S+ (running|done, defined) at {re.escape(_ORBAX)}",
+    re.MULTILINE,
+)
 
 
 class CheckpointError(RuntimeError):
@@ -275,14 +279,20 @@ def _hush_what_is_left_unfinished() -> None:
 
     def hook(unraisable: "sys.UnraisableHookArgs") -> None:
         late = unraisable.object is None and str(unraisable.exc_value) == "Event loop is closed"
-        if not late and not _OF_ORBAX.match(repr(unraisable.object)):
+        code = getattr(unraisable.object, "cr_code", None)  # of a coroutine
+        if not late and not (code and code.co_filename.startswith(_ORBAX)):
             report(unraisable)
+
+    def is_news(record: logging.LogRecord) -> bool:
+        error = record.exc_info and record.exc_info[1]
+        # Of tasks that were gathered, the error's traceback alone says whose they are.
+        began = traceback.extract_tb(error.__traceback__, limit=1) if error else []
+        in_orbax = any(frame.filename.startswith(_ORBAX) for frame in began)
+        return not in_orbax and not _TASK_OF_ORBAX.search(record.getMessage())
 
     sys.unraisablehook = hook
     # The error of the first of its tasks is raised; those of the others nobody asks for.
-    logging.getLogger("asyncio").addFilter(
-        lambda record: not _TASK_OF_ORBAX.search(record.getMessage())
-    )
+    logging.getLogger("asyncio").addFilter(is_news)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
