@@ -271,6 +271,35 @@ def test_gaussian_kl_is_right_at_tiny_and_huge_scales(scale: float) -> None:
     np.testing.assert_allclose(tiny_in_unit, 69 - 0.5, rtol=1e-6)
 
 
+# 1 / σ is beyond float32's largest number at -90, its root at -200; σ at 90 and 200. With it ε of
+# 1 and of float32's smallest number.
+OUT_OF_RANGE = [(-200.0, math.inf, math.inf), (-90.0, math.inf, 2.0**-126 * math.exp(90))]
+OUT_OF_RANGE += [(90.0, 0.0, 0.0), (200.0, 0.0, 0.0)]
+
+
+@pytest.mark.parametrize(("log_scale", "eps_of_one", "eps_of_tiny"), OUT_OF_RANGE)
+def test_gaussian_is_right_where_its_scale_is_no_float32(
+    log_scale: float, eps_of_one: float, eps_of_tiny: float
+) -> None:
+    def of(loc: jax.Array, log_scale: jax.Array) -> DiagonalGaussian:
+        return DiagonalGaussian(loc, log_scale, event_ndim=0)
+
+    given = jnp.ones(()), jnp.float32(log_scale)
+    log_prob = jax.value_and_grad(lambda *given: of(*given).log_prob(jnp.ones(())), (0, 1))
+    kl = jax.value_and_grad(lambda *two: of(*two[:2]).kl(of(*two[2:])), (0, 1, 2, 3))
+    largest = -log_scale - 0.5 * math.log(2 * math.pi)
+    for run in (lambda f: f, jax.jit):
+        value, gradient = run(log_prob)(*given)
+        np.testing.assert_allclose(value, largest, rtol=1e-6)
+        np.testing.assert_array_equal(gradient, (0, -1))
+        assert jax.tree.leaves(run(kl)(*given, *given)) == [0] * 5
+        for value, eps in ((1.0, eps_of_one), (2.0**-126, eps_of_tiny)):
+            at_zero = run(DiagonalGaussian.log_prob)(
+                of(jnp.zeros(()), given[1]), jnp.float32(value)
+            )
+            np.testing.assert_allclose(at_zero, largest - 0.5 * eps**2, rtol=1e-5)
+
+
 KEY = jax.random.key(0)
 UNIT = DiagonalGaussian(jnp.zeros(20), jnp.zeros(20))
 

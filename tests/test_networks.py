@@ -135,6 +135,8 @@ def test_likelihoods_by_name_are_the_families() -> None:
         (-1.0, ValueError, "positive and finite.*-1.0"),
         (math.inf, ValueError, "positive and finite.*inf"),
         (math.nan, ValueError, "positive and finite.*nan"),
+        (1e-39, ValueError, "as a float32.*1e-39"),
+        (1e39, ValueError, "as a float32.*1e\\+39"),
         (True, TypeError, "Python number.*True"),
         ("0.5", TypeError, "Python number.*'0.5'"),
         (jnp.array(0.5), TypeError, "Python number.*Array"),
@@ -170,6 +172,17 @@ def test_encoder_and_decoder_are_drawn_apart() -> None:
 
 
 # Mixed precision.
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_examples_of_16_bits_have_distributions_and_bounds_of_32(dtype: Any) -> None:
+    params = random_params(jvae.VAE.mlp(data_shape=(6,), latent_dim=3, hidden=(7,)))
+    x = (normal(20, 6) > 0).astype(jnp.float32)  # 0 and 1 are exact in 16 bits
+    for function in (jvae.posterior, lambda p, x: jvae.iwae(p, x, jax.random.key(0))):
+        given, exact = (jax.tree.leaves(function(params, x_)) for x_ in (x.astype(dtype), x))
+        for a, b in zip(given, exact, strict=True):
+            assert a.dtype == jnp.float32
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_of_16_bits_give_distributions_of_32() -> None:

@@ -49,6 +49,21 @@ def _floored(exponent: Array) -> Array:
 _floored.defjvps(lambda tangent, _, exponent: tangent)
 
 
+@jax.custom_jvp
+def _capped(exponent: Array) -> Array:
+    """The exponent, short of where exp is infinite, and the derivative of the identity."""
+    return jnp.minimum(exponent, math.log(float(jnp.finfo(exponent.dtype).max)) - 1e-4)
+
+
+_capped.defjvps(lambda tangent, _, exponent: tangent)
+
+
+def _over_scale(distance: Array, log_scale: Array) -> Array:
+    """The distance over σ: 0 for none, though 1 / σ itself were beyond the largest number."""
+    root = jnp.exp(_capped(_floored(-0.5 * log_scale)))
+    return distance * root * root
+
+
 def _same_family(p: Any, q: Any) -> None:
     if type(p) is not type(q):
         raise TypeError(
@@ -97,8 +112,7 @@ class DiagonalGaussian:
           ValueError: `value` does not end in the event shape.
         """
         value, loc, log_scale = _align(self.event_ndim, value, self.loc, self.log_scale)
-        eps = (value - loc) * jnp.exp(_floored(-log_scale))
-        return self._log_prob_of_noise(eps, log_scale)
+        return self._log_prob_of_noise(_over_scale(value - loc, log_scale), log_scale)
 
     def sample_and_log_prob(
         self, key: PRNGKeyArray
@@ -142,7 +156,7 @@ class DiagonalGaussian:
             self.event_ndim, self.loc, other.loc, self.log_scale, other.log_scale
         )
         log_ratio = log_scale - other_log_scale  # of logs: no σ² to overflow or vanish
-        distance = (loc - other_loc) * jnp.exp(_floored(-other_log_scale))
+        distance = _over_scale(loc - other_loc, other_log_scale)
         # expm1: near q = p, where latents collapse to, exp(·) - 1 rounds to a negative KL.
         return 0.5 * (jnp.expm1(_floored(2 * log_ratio)) + jnp.square(distance)) - log_ratio
 

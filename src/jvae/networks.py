@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.linen import initializers
 from jaxtyping import Array, Float
 
@@ -94,7 +95,7 @@ class Gaussian:
 
     Raises:
       TypeError: `scale` is no Python number.
-      ValueError: `scale` is not positive and finite.
+      ValueError: `scale` or its inverse is not positive and finite as a float32.
     """
 
     scale: float | None = None
@@ -105,8 +106,11 @@ class Gaussian:
             return
         if isinstance(self.scale, bool) or not isinstance(self.scale, int | float):
             raise TypeError(f"scale must be a Python number or None, got {self.scale!r}")
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, or None, got {self.scale!r}")
+        tiny = float(np.finfo(np.float32).tiny)
+        if not tiny <= self.scale <= 1 / tiny:
+            raise ValueError(
+                f"scale must be positive and finite as a float32, or None, got {self.scale!r}"
+            )
 
     @property
     def outputs_per_entry(self) -> int:
@@ -170,7 +174,8 @@ class MLP(nn.Module):
         # All outputs in one matrix product: faster than a small one each.
         k = self.family.outputs_per_entry
         output = dense(k * math.prod(self.event_shape), name="output")(h)
-        # Densities and sums over an event lose too much in 16 bits.
-        parts = jnp.split(output.astype(inputs.dtype), k, axis=-1)
+        # Densities and sums over an event lose too much in 16 bits, which inputs may have as well.
+        dtype = jnp.promote_types(inputs.dtype, jnp.float32)
+        parts = jnp.split(output.astype(dtype), k, axis=-1)
         outputs = tuple(part.reshape(*batch, *self.event_shape) for part in parts)
         return self.family(outputs, len(self.event_shape))
