@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -396,6 +397,17 @@ def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
     ):
         checkpoint.restore_latest(checkpoints, make_state())
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+
+
+def test_errors_that_others_log_beside_orbax_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with checkpoint.open_checkpoints(tmp_path):
+        try:
+            raise ValueError
+        except ValueError:
+            absl.logging.exception("mine")
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["mine"]
 
 
 async def fail() -> None:

@@ -288,6 +288,21 @@ def test_bounds_by_example_do_not_depend_on_the_batch(batch_size: int) -> None:
     np.testing.assert_allclose(jax.jit(by_example)(params, x, KEY), expected, rtol=1e-5)
 
 
+def test_bounds_of_equal_partials_are_compiled_once() -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))
+    encoder = CountingEncoder(params.model.encoder)
+    counted = jvae.Params(params.weights, dataclasses.replace(params.model, encoder=encoder))
+    calls = []
+    for num_samples in (3, 3, 4):
+        bound = partial(jvae.iwae, num_samples=num_samples)
+        found = evaluation.bound_by_example(counted, x, KEY, bound=bound)
+        calls.append(len(encoder.shapes))
+        keys = jax.random.split(KEY, 10)
+        expected = jax.vmap(bound, (None, 0, 0))(params, x, keys)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert 0 < calls[0] == calls[1] < calls[2]
+
+
 def test_likelihood_is_compiled_once_a_shape() -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 2))
     encoder = CountingEncoder(params.model.encoder)

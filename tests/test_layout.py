@@ -120,6 +120,15 @@ def test_importing_jvae_imports_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "distributed", "forensics", "plotting"])
+def test_what_jvae_does_not_import_is_there_when_it_is_asked_for(name: str) -> None:
+    code = f"import jvae; print(jvae.{name}.__name__, {name!r} in dir(jvae))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == f"jvae.{name} True\n"
+    with pytest.raises(AttributeError, match="module 'jvae' has no attribute 'checkpoints'"):
+        jvae.__getattr__("checkpoints")
+
+
 def test_no_module_is_named_like_a_public_function() -> None:
     """With jvae/elbo.py, `import jvae.elbo as m` would give the function."""
     names = [n for n in jvae.__all__ if not isinstance(getattr(jvae, n), ModuleType)]

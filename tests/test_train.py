@@ -247,6 +247,21 @@ def test_a_streamed_run_compares_to_one_in_memory(
     assert streamed["test_elbo"] != in_memory["test_elbo"]
 
 
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(
+    ("stream_above", "over"), [(0.0, "seeds, of one order of examples"), (1.0, "seeds")]
+)
+def test_a_result_says_what_seeds_differ_in(
+    stream_above: float, over: str, grey: Path, tmp_path: Path
+) -> None:
+    folder, changes = tmp_path / "run", {"epochs": 2, "nll_samples": 0}
+    result = run(grey, folder, **changes, seeds=2, stream_above=stream_above)
+    assert result["stderr_over"] == over
+    # A process compiles in its first epoch.
+    speeds = [record["images_per_second"] for record in run_folder.read_metrics(folder)]
+    assert result["images_per_second"] == max(speeds) > min(speeds)
+
+
 @pytest.mark.parametrize("kind", ["colour PNG", "table", "binary table"])
 @pytest.mark.usefixtures("no_figures")
 def test_a_stream_of_every_kind(

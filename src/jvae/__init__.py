@@ -1,5 +1,8 @@
 """Auto-Encoding Variational Bayes as pure JAX functions."""
 
+import importlib
+import typing
+
 from jvae import (
     binarisation,
     data,
@@ -48,7 +51,27 @@ from jvae.models import (
 )
 from jvae.networks import Bernoulli, Gaussian
 
+if typing.TYPE_CHECKING:
+    from jvae import checkpoint as checkpoint
+    from jvae import distributed as distributed
+    from jvae import forensics as forensics
+    from jvae import plotting as plotting
+
 __version__ = "0.1.0"
+
+# Imported when they are asked for: Orbax and matplotlib take a second.
+_LATER = ("checkpoint", "distributed", "forensics", "plotting")
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name in _LATER:
+        return importlib.import_module(f"jvae.{name}")
+    raise AttributeError(f"module 'jvae' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
 
 __all__ = [
     "VAE",

@@ -260,7 +260,7 @@ def _orbax_quiet() -> Iterator[None]:
     log = logging.getLogger("absl")
 
     def is_news(record: logging.LogRecord) -> bool:
-        return not record.exc_info
+        return not (record.exc_info and record.pathname.startswith(_ORBAX))
 
     log.addFilter(is_news)
     try:

@@ -1,6 +1,7 @@
 """Bounds over whole datasets, a batch at a time."""
 
 import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,7 +31,8 @@ def bound_by_example(
       params: from `jvae.init`.
       x: float [num, *data_shape].
       key: a typed PRNG key.
-      bound: a function `(params, x, key) -> nats`, hashable.
+      bound: a function `(params, x, key) -> nats`, hashable; of a `functools.partial`, its
+        function and arguments are.
       batch_size: examples at once.
 
     Returns:
@@ -42,7 +44,21 @@ def bound_by_example(
     """
     check_key(key)
     batch_size = check_count("batch_size", batch_size)
-    return _bound_by_example(params, x, key, bound, batch_size, mesh_of(x))
+    return _bound_by_example(params, x, key, _same(bound), batch_size, mesh_of(x))
+
+
+def _same(bound: Bound) -> Bound:
+    """For partials of equal arguments, which differ for `jit`, one that was compiled before."""
+    if isinstance(bound, functools.partial):
+        return _partial(bound.func, bound.args, tuple(sorted(bound.keywords.items())))
+    return bound
+
+
+@functools.cache
+def _partial(
+    function: Bound, args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]
+) -> Bound:
+    return functools.partial(function, *args, **dict(keywords))
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))

@@ -87,7 +87,8 @@ class Config:
     seed: int = 0
     """Of the weights, the order of examples and all noise."""
     seeds: int = 1
-    """Models to train side by side, with SEED, SEED + 1, …: numbers get errors over seeds."""
+    """Models to train side by side, with SEED, SEED + 1, …: numbers get errors over seeds. Where
+    data is streamed all see the batches of SEED's order."""
     devices: int | Literal["auto"] = "auto"
     """Devices of this process to share a batch, or the models of several seeds. auto: one, or as
     many as the seeds can share; with several processes all."""
