@@ -1,6 +1,7 @@
 import asyncio
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import types
@@ -21,9 +22,9 @@ from jvae import checkpoint, training
 
 
 def make_state(
-    seed: int = 0, latent_dim: int = 3, optimizer: str = "adam", step: int = 0
+    seed: int = 0, latent_dim: int = 3, optimizer: str = "adam", step: int = 0, data_dim: int = 4
 ) -> training.TrainState:
-    model = jvae.VAE.mlp(data_shape=(4,), latent_dim=latent_dim, hidden=())
+    model = jvae.VAE.mlp(data_shape=(data_dim,), latent_dim=latent_dim, hidden=())
     key = jax.random.key(seed)
     state = training.init(jvae.init(model, key), training.make_optimizer(optimizer, 0.1), key)
     return state._replace(step=state.step + step)
@@ -247,55 +248,70 @@ def test_damaged_weights_are_refused(file: Path, name: str) -> None:
 # States that cannot be used.
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
+def cut(raw: bytes) -> bytes:
+    return raw[:-10]
 
 
-def flip(path: Path) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[len(raw) // 2] ^= 255
-    path.write_bytes(raw)
+def flip(raw: bytes) -> bytes:
+    """Change one byte in the middle."""
+    k = len(raw) // 2
+    return raw[:k] + bytes([raw[k] ^ 255]) + raw[k + 1 :]
 
 
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+def spoil(raw: bytes) -> bytes:
+    return raw[:50] + b"\xff" * 3 + raw[53:]
 
 
-def save_two(folder: Path, *seeds: int) -> None:
+def save_two(folder: Path, *seeds: int, data_dim: int = 4) -> None:
     """Steps 1 and 2, of states that differ."""
     with checkpoint.open_checkpoints(folder) as checkpoints:
         for step, seed in enumerate(seeds, 1):
-            state = make_state(seed, step=step)
+            state = make_state(seed, step=step, data_dim=data_dim)
             params = jax.tree.map(lambda leaf, step=step: leaf + step, state.params)
             checkpoint.save_state(checkpoints, state._replace(params=params))
 
 
-DAMAGED_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "no description": ("_METADATA", Path.unlink, "its description is missing"),
+VALUES = "ocdbt.process_0/d/*"
+# The file, the largest where there are several; what becomes of its bytes; what is said of it.
+DAMAGED_FILES: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
+    "no description": ("_METADATA", lambda raw: None, "its description is missing"),
     "half a description": ("_METADATA", cut, "Unterminated string"),
     "bytes for a description": ("_METADATA", flip, "can't decode byte"),
-    "no index": ("manifest.ocdbt", Path.unlink, "NOT_FOUND"),
+    "a list for a description": ("_METADATA", lambda raw: b"[1,2]", "'list' object"),
+    "no index": ("manifest.ocdbt", lambda raw: None, "NOT_FOUND"),
     "half an index": ("manifest.ocdbt", cut, "DATA_LOSS"),
-    "no values": ("d/*", Path.unlink, "NOT_FOUND"),
-    "half of the values": ("d/*", cut, "OUT_OF_RANGE"),
-    "other values": ("d/*", flip, "DATA_LOSS"),
-    "no devices": ("_sharding", empty, "FAILED_PRECONDITION"),
+    "no tree": ("d/*", lambda raw: None, "NOT_FOUND"),
+    "half a tree": ("d/*", cut, "OUT_OF_RANGE"),
+    "another tree": ("d/*", flip, "DATA_LOSS"),
+    "a spoilt tree": ("d/*", spoil, "Error opening"),
+    "no values": (VALUES, lambda raw: None, "Error reading"),
+    "a few values": (VALUES, lambda raw: raw[:60], "OUT_OF_RANGE"),
+    "spoilt values": (VALUES, spoil, "Error reading"),
+    "other values": (VALUES, flip, "its values are not those that were saved"),
+    "no devices": ("_sharding", lambda raw: b"", "FAILED_PRECONDITION"),
+    "nothing": ("", lambda raw: None, "Unable to retrieve"),
 }
 
 
 @pytest.mark.parametrize("name", DAMAGED_FILES)
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, tmp_path: Path) -> None:
-    save_two(tmp_path, 0, 0)
+    save_two(tmp_path, 0, 0, data_dim=100)
     pattern, damage, reason = DAMAGED_FILES[name]
-    (file,) = (tmp_path / "2" / "default").glob(pattern)
-    damage(file)
+    folder = tmp_path / "2" / "default"
+    if pattern:
+        file = max(folder.glob(pattern), key=lambda file: file.stat().st_size)
+        raw = damage(file.read_bytes())
+        file.unlink() if raw is None else file.write_bytes(raw)
+    else:
+        shutil.rmtree(folder)
     said: list[str] = []
+    like = make_state(data_dim=100)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+        state = checkpoint.restore_latest(checkpoints, like, on_damaged=said.append)
         assert int(state.step) == 1
         # Its place is free for the same step of the run that goes on.
         checkpoint.save_state(checkpoints, state._replace(step=state.step + 1))
-        again = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+        again = checkpoint.restore_latest(checkpoints, like, on_damaged=said.append)
     assert int(again.step) == 2
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
     (line,) = said
@@ -306,16 +322,32 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, tmp_path: P
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "2.unusable"}
 
 
-def test_a_foreign_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seed", "name", "reason"),
+    [(5, "mine", r"its key is .*, expected"), (0, "another", "named 'another', expected 'mine'")],
+)
+def test_a_foreign_checkpoint_gives_way_to_the_one_before(
+    seed: int, name: str, reason: str, tmp_path: Path
+) -> None:
     said: list[str] = []
     for _ in range(2):  # the second in place of the first
-        save_two(tmp_path, 0, 5)
         with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-            state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
+            checkpoint.save_state(checkpoints, make_state(step=1), run="mine")
+            checkpoint.save_state(checkpoints, make_state(seed, step=2), run=name)
+            with pytest.raises(checkpoint.LostError, match=reason):
+                checkpoint.restore(checkpoints, 2, make_state(), run="mine")
+            state = checkpoint.restore_latest(
+                checkpoints, make_state(), run="mine", on_damaged=said.append
+            )
         assert int(state.step) == 1
     assert all("checkpoint 2" in line and "is of another run" in line for line in said)
     assert len(said) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"1", "2.unusable"}
+
+
+def caused(cause: Exception, error: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
 
 
 @pytest.mark.parametrize(
@@ -331,6 +363,20 @@ def test_a_foreign_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
             checkpoint.CheckpointError,
             r"checkpoint 2 in .* cannot be read \(UNAVAILABLE: the store is away\): try again",
         ),
+        (
+            caused(
+                ValueError("PERMISSION_DENIED: not now [tensorstore_spec='{}']"), Exception("…")
+            ),
+            checkpoint.CheckpointError,
+            r"checkpoint 2 in .* cannot be read \(PERMISSION_DENIED: not now\): try again",
+        ),
+        (
+            ValueError("INTERNAL: read [os_error_code='5']"),
+            checkpoint.CheckpointError,
+            r"checkpoint 2 in .* cannot be read \(INTERNAL: read .*\): try again",
+        ),
+        (jax.errors.JaxRuntimeError("process 1"), jax.errors.JaxRuntimeError, "process 1"),
+        (ValueError("Gloo: process 1"), ValueError, "Gloo: process 1"),
         (TimeoutError("process 1"), TimeoutError, "process 1"),
         (MemoryError("2 GiB"), MemoryError, "2 GiB"),
     ],
@@ -389,7 +435,8 @@ def test_other_errors_that_nobody_can_catch_are_still_told(
 def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
     save_two(tmp_path, 0, 0)
     for step in "12":
-        cut(tmp_path / step / "default" / "_METADATA")
+        file = tmp_path / step / "default" / "_METADATA"
+        file.write_bytes(cut(file.read_bytes()))
     message = r"no checkpoint in .* can be gone on from: 2 is damaged \(.*delete that folder to"
     with (
         checkpoint.open_checkpoints(tmp_path) as checkpoints,

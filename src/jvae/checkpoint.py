@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import logging
 import os
 import re
 import shutil
 import sys
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -42,9 +44,14 @@ _PARTS = {
 }
 
 
-# What tensorstore's errors begin with where the bytes are not those that were written; others are
-# of a disk or a network, which may be well again tomorrow.
-_DAMAGE = re.compile("DATA_LOSS|FAILED_PRECONDITION|INVALID_ARGUMENT|NOT_FOUND|OUT_OF_RANGE")
+# What errors of tensorstore say of a disk or a network, which may be well again tomorrow. What is
+# missing is damage, whatever the system's error.
+_PASSING = re.compile(
+    "os_error_code=|(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|ABORTED)"
+)
+_MISSING = re.compile("NOT_FOUND")
+# Several processes wait for each other to write so long; alone, one may take Orbax's 20 minutes.
+_SAVE_SECONDS = 180
 _ORBAX = str(Path(ocp.__file__).parent)
 _TASK_OF_ORBAX = re.compile(
     rf"^(future|task): <Task \w+ name=\S+ coro=<\S+ (running|done, defined) at {re.escape(_ORBAX)}",
@@ -98,7 +105,12 @@ def open_checkpoints(
     """
     latest = checkpoint_managers.LatestN(2)
     policy = checkpoint_managers.AnyPreservationPolicy([latest, _Steps(also_keep)])
-    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True, preservation_policy=policy)
+    waits = {"timeout_secs": _SAVE_SECONDS} if jax.process_count() > 1 else {}
+    options = ocp.CheckpointManagerOptions(
+        cleanup_tmp_directories=True,
+        preservation_policy=policy,
+        async_options=ocp.AsyncOptions(**waits),
+    )
     _hush_what_is_left_unfinished()
     with _orbax_quiet():
         with _unwritable(directory):
@@ -113,11 +125,17 @@ def open_checkpoints(
                 with _unwritable(directory):
                     checkpoints.wait_until_finished()
             finally:
-                checkpoints.close()
+                with _unwritable(directory):
+                    checkpoints.close()
 
 
-def save_state(checkpoints: Checkpoints, state: State) -> None:
+def save_state(checkpoints: Checkpoints, state: State, *, run: str = "") -> None:
     """Save `state` under its step, unless that step is there already.
+
+    Args:
+      checkpoints: from `open_checkpoints`.
+      state: what is saved, with its checksum.
+      run: the name of the run that it is of, by which another's is told from it.
 
     Raises:
       UnwritableError: this save or the one before it failed.
@@ -125,26 +143,34 @@ def save_state(checkpoints: Checkpoints, state: State) -> None:
     step = int(state.step)
     if step not in checkpoints.all_steps():
         with _unwritable(Path(checkpoints.directory)):
-            checkpoints.save(step, args=ocp.args.StandardSave(state))
+            checkpoints.save(
+                step,
+                args=ocp.args.StandardSave(state),
+                custom_metadata={"run": run, "sha256": _sha256(state)},
+            )
 
 
-def restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
+def restore(checkpoints: Checkpoints, step: int, like: StateT, *, run: str = "") -> StateT:
     """The state saved under `step`.
 
     Args:
       checkpoints: from `open_checkpoints`.
       step: of the state.
       like: a state of the same model, optimizer and key; its other values do not matter.
+      run: what it was saved with.
 
     Raises:
       LostError: it is missing, damaged or not of this run.
+      UnwritableError: a save before it failed.
       CheckpointError: it cannot be read, and may be whole.
     """
     directory = Path(checkpoints.directory)
+    with _unwritable(directory):
+        checkpoints.wait_until_finished()
     if step not in checkpoints.all_steps():
         raise LostError(f"checkpoint {step} in {directory} is missing")
     try:
-        return _restore(checkpoints, step, like)
+        return _restore(checkpoints, step, like, run)
     except _UnusableError as error:
         raise LostError(f"checkpoint {step} in {directory} {error}") from error
 
@@ -153,6 +179,7 @@ def restore_latest(
     checkpoints: Checkpoints,
     like: StateT,
     *,
+    run: str = "",
     on_damaged: Callable[[str], object] = warnings.warn,
 ) -> StateT:
     """The state saved last, or where it is damaged or not of this run the one before it.
@@ -160,6 +187,7 @@ def restore_latest(
     Args:
       checkpoints: from `open_checkpoints`.
       like: a state of the same model, optimizer and key; its other values do not matter.
+      run: what it was saved with.
       on_damaged: told in one line of each checkpoint that is passed over. Once an earlier one was
         read, it is renamed to `STEP.unusable`, out of the way of the run that goes on.
 
@@ -172,7 +200,7 @@ def restore_latest(
     unusable: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
-            state = _restore(checkpoints, step, like)
+            state = _restore(checkpoints, step, like, run)
         except _UnusableError as error:
             unusable[step] = str(error)
             continue
@@ -192,7 +220,7 @@ def restore_latest(
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
+def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str) -> StateT:
     try:
         # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
         metadata = checkpoints.item_metadata(step)
@@ -208,11 +236,14 @@ def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         state: StateT = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-    except TimeoutError:  # of another process
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        if _is_damage(error):
+        of = checkpoints.metadata(step).custom_metadata or {}
+    except (TimeoutError, MemoryError, jax.errors.JaxRuntimeError, _UnusableError):
+        raise  # the first and the third are of other processes
+    except Exception as error:  # for damage Orbax raises any kind of it
+        if distributed.is_lost_connection(error):
+            raise
+        reason = _reason(error)
+        if not _may_pass(error):
             raise _UnusableError(f"is damaged ({reason})") from error
         raise CheckpointError(
             f"checkpoint {step} in {checkpoints.directory} cannot be read ({reason}): try again"
@@ -221,13 +252,42 @@ def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
     found, expected = (jax.random.key_data(one.key).tolist() for one in (state, like))
     if found != expected:
         raise _UnusableError(f"is of another run (its key is {found}, expected {expected})")
+    if of.get("run", run) != run:
+        raise _UnusableError(f"is of another run (named {of['run']!r}, expected {run!r})")
+    sha256 = _sha256(state)
+    if of.get("sha256", sha256) != sha256:
+        raise _UnusableError("is damaged (its values are not those that were saved)")
     return state
 
 
-def _is_damage(error: Exception) -> bool:
-    if isinstance(error, FileNotFoundError | KeyError | json.JSONDecodeError | UnicodeDecodeError):
-        return True
-    return isinstance(error, ValueError) and _DAMAGE.match(str(error)) is not None
+def _sha256(state: State) -> str:
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(distributed.to_host(state)):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        raw = np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(raw.view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The error that was first: Orbax raises another one from it, with pages of its arguments."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _reason(error: Exception) -> str:
+    cause = _cause(error)
+    line = str(cause).partition("\n")[0].partition(" [tensorstore_spec")[0]
+    return textwrap.shorten(line, 200, placeholder=" …") or type(cause).__name__
+
+
+def _may_pass(error: Exception) -> bool:
+    cause = _cause(error)
+    if isinstance(cause, OSError):
+        return not isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    said = str(cause)
+    return not _MISSING.match(said) and _PASSING.search(said) is not None
 
 
 def _set_aside(path: Path) -> None:
@@ -250,8 +310,9 @@ def _unwritable(directory: Path) -> Iterator[None]:
             raise
         found = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(found[1]) if found else getattr(error, "errno", None)
-        reason = os.strerror(code) if code else str(error).partition("\n")[0]
-        raise UnwritableError(f"cannot write {directory}: {reason}") from error
+        if code:
+            raise UnwritableError(f"cannot write {directory}: {os.strerror(code)}") from error
+        raise UnwritableError(f"cannot use {directory}: {_reason(error)}") from error
 
 
 @contextmanager
