@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tyro
 from runs import assert_same_state, last_state, metrics
 
 import jvae
@@ -369,6 +370,10 @@ def test_help_explains_every_flag(
     text = capsys.readouterr().out
     for field in dataclasses.fields(mnist.Config):
         assert re.search(rf"--{field.name.replace('_', '-')}\b", text)
+
+
+def test_hidden_layers_without_a_number_are_none() -> None:
+    assert tyro.cli(mnist.Config, args=["--hidden"]).hidden == ()
 
 
 @pytest.mark.parametrize(

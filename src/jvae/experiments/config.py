@@ -47,7 +47,7 @@ class Config:
     latent_dim: int = 20
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (500,)
-    """Hidden layers of the encoder; the decoder has them in reverse. None: affine maps."""
+    """Hidden layers of the encoder; the decoder has them in reverse. No number: affine maps."""
     activation: Literal[
         "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "softplus"
     ] = "tanh"

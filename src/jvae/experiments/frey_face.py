@@ -25,7 +25,7 @@ class Config(common.Config):
     latent_dim: int = 2
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (200,)
-    """Hidden layers of the encoder; the decoder has them in reverse. None: affine maps."""
+    """Hidden layers of the encoder; the decoder has them in reverse. No number: affine maps."""
     epochs: int = 1000
     """Passes over the 1,565 training frames."""
     checkpoint_every: int = 50
