@@ -277,7 +277,7 @@ def test_a_bound_that_is_not_finite_ends_the_run(
         ("--clip-norm -1", "--clip-norm must be positive, got -1.0"),
         ("--bound iwae", "--num-samples must be at least 2 with --bound iwae"),
         ("--bound cubo", "cubo"),
-        ("--bound vimco", "--num-samples must be at least 2 with --bound vimco"),
+        ("--bound vimco", "at least 2 with --bound vimco (with fewer it is another bound, or none"),
         ("--seed -1", "--seed must be between 0 and 2**32 - 1, got -1"),
         ("--binarisation grey", "grey"),
         ("--latents 3", "--latents"),

@@ -131,7 +131,9 @@ class Config:
         self._refuse_unless(within, "seed", f"between 0 and 2**32 - {self.seeds}")
         self._check_processes()
         needed = BOUNDS[self.bound].num_samples_needed
-        expected = f"at least {needed} with --bound {self.bound}, which is the ELBO with fewer"
+        expected = (
+            f"at least {needed} with --bound {self.bound} (with fewer it is another bound, or none)"
+        )
         self._refuse_unless(self.num_samples >= needed, "num_samples", expected)
         if self.resume and self.out is None:
             raise ConfigError("--resume needs --out, the folder of the run to go on with")
