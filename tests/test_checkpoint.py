@@ -18,7 +18,7 @@ import pytest
 import safetensors.numpy
 
 import jvae
-from jvae import checkpoint, training
+from jvae import checkpoint, networks, training
 
 
 def make_state(
@@ -107,6 +107,7 @@ MODELS = {
     "the paper's": jvae.VAE.mlp(data_shape=(4,), latent_dim=3, hidden=(5,)),
     "affine, scale fixed": jvae.VAE.mlp((2, 3), 1, (), likelihood=jvae.Gaussian(scale=0.5)),
     "modern": jvae.VAE.mlp((3,), 2, (4, 5), "relu", jvae.Gaussian(sigmoid_mean=True), "lecun"),
+    **{name: jvae.VAE.mlp((3,), 2, (), likelihood=name) for name in networks.FAMILIES},
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jvae import data
+from jvae import data, networks
 from jvae.data import dataset as dataset_module
 
 
@@ -274,3 +274,9 @@ def test_an_unknown_likelihood_is_refused() -> None:
     with pytest.raises(ValueError, match=r"unknown likelihood 'poisson'.*'bernoulli'") as error:
         data.check_support(np.zeros(1), "poisson")
     assert not isinstance(error.value, data.DataError)
+
+
+def test_a_likelihood_is_known_by_its_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(networks.FAMILIES, "poisson", networks.Gaussian())
+    data.check_support(np.array([[3.0]]), "poisson")
+    assert data.from_array(np.arange(8.0)[:, None], likelihood="poisson").train.dtype == np.float32

@@ -84,7 +84,7 @@ def test_what_fits_the_data(kind: str) -> None:
     for likelihood in ("auto", "bernoulli", "gaussian"):
         meant = proposed if likelihood == "auto" else likelihood
         for protocol in ("auto", *binarisation.BINARISATIONS):
-            asked = train.Config(data="mine", likelihood=likelihood, binarisation=protocol)  # type: ignore[arg-type]
+            asked = train.Config(data="mine", likelihood=likelihood, binarisation=protocol)
             if meant not in fits:
                 with pytest.raises(ConfigError, match=r"--likelihood bernoulli needs data of 0"):
                     inputs.fit_to(DATASETS[kind], asked)
@@ -101,6 +101,17 @@ def test_what_fits_the_data(kind: str) -> None:
                     f"--binarisation must be {' or '.join(fitting)} for a {meant} likelihood of "
                     f"this data, got {protocol}; {DATASETS[kind].name}: "
                 )
+
+
+def test_another_likelihood_is_never_taken_for_a_known_one() -> None:
+    asked = train.Config(data="mine")
+    object.__setattr__(asked, "likelihood", "poisson")  # as if it had a family
+    assert inputs.fit_to(DATASETS["numbers"], asked) == ("poisson", "given")
+    prepared = inputs.prepare(DATASETS["numbers"], asked)
+    np.testing.assert_array_equal(prepared.train, NUMBERS)
+    assert (prepared.family, prepared.preprocess) == ("poisson", None)
+    with pytest.raises(ConfigError, match="for a poisson likelihood of this data, got none"):
+        inputs.fit_to(DATASETS["grey"], asked)
 
 
 def test_every_kind_of_data_is_in_the_table() -> None:

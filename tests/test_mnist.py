@@ -383,6 +383,7 @@ def test_hidden_layers_without_a_number_are_none() -> None:
         ("optimizer", training.OPTIMIZERS),
         ("activation", networks.ACTIVATIONS),
         ("initialiser", networks.INITIALISERS),
+        ("precision", networks.PRECISIONS),
         ("binarisation", {"auto": None, **binarisation.BINARISATIONS}),
         ("likelihood", {"auto": None, **networks.FAMILIES}),
     ],

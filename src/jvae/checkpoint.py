@@ -32,13 +32,12 @@ from jvae.training import State, StateT
 Checkpoints: TypeAlias = ocp.CheckpointManager
 
 # The parts that a description in a file may name.
-_PARTS = {
+_PARTS: dict[str, Any] = {
     part.__name__: part
     for part in (
         models.VAE,
         networks.MLP,
-        networks.Bernoulli,
-        networks.Gaussian,
+        *map(type, networks.FAMILIES.values()),
         priors.StandardNormal,
     )
 }

@@ -6,6 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from jvae.networks import FAMILIES
+
 # Up to so many bytes, the training examples are compared with the test examples.
 MAX_COMPARED_BYTES = 1 << 30
 
@@ -162,8 +164,8 @@ def check_likelihood(name: str) -> None:
     Raises:
       ValueError: names what is expected.
     """
-    if name not in ("bernoulli", "gaussian"):
-        raise ValueError(f"unknown likelihood {name!r}: expected 'bernoulli' or 'gaussian'")
+    if name not in FAMILIES:
+        raise ValueError(f"unknown likelihood {name!r}: expected one of {sorted(FAMILIES)}")
 
 
 def check_support(x: np.ndarray, likelihood: str = "bernoulli", *, where: str = "x") -> None:
@@ -171,7 +173,7 @@ def check_support(x: np.ndarray, likelihood: str = "bernoulli", *, where: str = 
 
     Args:
       x: float [num, *data_shape].
-      likelihood: "bernoulli" or "gaussian".
+      likelihood: a name in `jvae.networks.FAMILIES`.
       where: what the message calls `x`, such as the file it was read from.
 
     Raises:

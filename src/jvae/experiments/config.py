@@ -5,15 +5,30 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jvae.binarisation import BINARISATIONS
 from jvae.estimators import TABLE
+from jvae.networks import ACTIVATIONS, FAMILIES, INITIALISERS, PRECISIONS
+from jvae.training import OPTIMIZERS
 
 # A VAE is trained by a bound that has a gradient for both of its networks.
 BOUNDS = {name: row for name, row in TABLE.items() if row.trains == "both"}
 
-if TYPE_CHECKING:
-    BoundName = str  # a Literal of names that are computed is beyond a type checker
+if TYPE_CHECKING:  # a Literal of names that are computed is beyond a type checker
+    LikelihoodName = str
+    BinarisationName = str
+    ActivationName = str
+    InitialiserName = str
+    PrecisionName = str
+    BoundName = str
+    OptimizerName = str
 else:
+    LikelihoodName = Literal[("auto", *FAMILIES)]
+    BinarisationName = Literal[("auto", *BINARISATIONS)]
+    ActivationName = Literal[tuple(ACTIVATIONS)]
+    InitialiserName = Literal[tuple(INITIALISERS)]
+    PrecisionName = Literal[tuple(PRECISIONS)]
     BoundName = Literal[tuple(BOUNDS)]
+    OptimizerName = Literal[tuple(OPTIMIZERS)]
 
 
 class ConfigError(Exception):
@@ -26,11 +41,9 @@ class Config:
 
     data_dir: Path | None = None
     """Folder of all datasets; by default $TFDS_DATA_DIR or ~/tensorflow_datasets."""
-    likelihood: Literal["auto", "bernoulli", "gaussian"] = "auto"
+    likelihood: LikelihoodName = "auto"
     """p(x|z). auto: bernoulli for grey or binary images, else gaussian."""
-    binarisation: Literal[
-        "auto", "none", "given", "dynamic", "static", "threshold", "dequantised"
-    ] = "auto"
+    binarisation: BinarisationName = "auto"
     """none: pixels / 255. given: numbers, or pixels of 0 and 1, as they are. dynamic: drawn at
     each visit. static: drawn once. threshold: 1 from 128 up. dequantised: (value + noise) / 256.
     auto: dynamic for grey pixels under bernoulli, dequantised under gaussian, else given."""
@@ -48,13 +61,11 @@ class Config:
     """Size of z; with 2, the run also draws the latent manifold."""
     hidden: tuple[int, ...] = (500,)
     """Hidden layers of the encoder; the decoder has them in reverse. No number: affine maps."""
-    activation: Literal[
-        "tanh", "relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "softplus"
-    ] = "tanh"
+    activation: ActivationName = "tanh"
     """Nonlinearity of the hidden layers."""
-    initialiser: Literal["paper", "lecun"] = "paper"
+    initialiser: InitialiserName = "paper"
     """paper: all from N(0, variance 0.01). lecun: variance 1 / fan-in, zero biases."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: PrecisionName = "float32"
     """Of the layers' arithmetic; all else is float32. bfloat16 gains on TPUs and recent GPUs, and
     loses on CPUs."""
     bound: BoundName = "elbo"
@@ -64,7 +75,7 @@ class Config:
     """Samples of z an example in the bound: the paper's L, or K of iwae and its kin."""
     batch_size: int = 100
     """Examples a step."""
-    optimizer: Literal["adam", "adagrad", "sgd"] = "adam"
+    optimizer: OptimizerName = "adam"
     """The paper's is adagrad."""
     learning_rate: float = 1e-3
     """Step size; the paper's Adagrad takes 0.01, 0.02 or 0.1."""

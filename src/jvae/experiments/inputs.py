@@ -19,6 +19,8 @@ from jvae.training import Preprocess
 
 # Images whose grey values are light, not ink: the paper's Frey Face decoder is Gaussian.
 _LIGHT = ("frey_face",)
+# What is proposed for grey images, where the likelihood has a density of it.
+_DRAWN = ("dynamic", "dequantised")
 
 
 class Inputs(NamedTuple):
@@ -93,7 +95,7 @@ def prepare(dataset: data.Dataset, config: common.Config) -> Inputs:
     return of_kind(dataset, config, streamed=is_streamed(dataset, config))
 
 
-def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[Any, Any]:
+def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[str, str]:
     """The likelihood and the binarisation of a run: those asked for, or what the data suggests.
 
     Raises:
@@ -106,12 +108,12 @@ def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[Any, Any]:
         ink = is_pixels and grey and dataset.name not in _LIGHT
         likelihood = "bernoulli" if is_binary or ink else "gaussian"
     if is_pixels and not (is_binary and likelihood == "bernoulli"):
-        default = "dynamic" if likelihood == "bernoulli" else "dequantised"
         fitting = [
             name
             for name, known in binarisation.BINARISATIONS.items()
             if likelihood in known.likelihoods and name != "given"
         ]
+        default = next((name for name in _DRAWN if name in fitting), "none")
     else:
         if likelihood == "bernoulli" and not is_binary:
             raise ConfigError(
@@ -120,7 +122,7 @@ def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[Any, Any]:
             )
         default, fitting = "given", ["given"]
     if protocol == "auto":
-        return likelihood, default
+        protocol = default
     if protocol not in fitting:
         raise ConfigError(
             f"--binarisation must be {' or '.join(fitting)} for a {likelihood} likelihood of this "
@@ -131,8 +133,8 @@ def fit_to(dataset: data.Dataset, config: common.Config) -> tuple[Any, Any]:
 
 def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> Inputs:
     name, key = config.binarisation, binarisation.fixed_draw_key()
-    family: str | Family = "bernoulli"
-    if config.likelihood == "gaussian":
+    family: str | Family = config.likelihood
+    if family == "gaussian":
         family = jvae.Gaussian(sigmoid_mean=True)
     known = binarisation.BINARISATIONS[name]
     valid = None
@@ -154,9 +156,9 @@ def _pixels(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> 
 def _numbers(dataset: data.Dataset, config: common.Config, *, streamed: bool) -> Inputs:
     train, test = dataset.train, jnp.asarray(dataset.test)
     valid = None if dataset.valid is None else jnp.asarray(dataset.valid)
-    if config.likelihood == "bernoulli":
+    if config.likelihood != "gaussian":  # whose mean and scale are free
         train = train if streamed else jnp.asarray(train)
-        return Inputs(train, test, None, "bernoulli", valid)
+        return Inputs(train, test, None, config.likelihood, valid)
     whole = np.asarray(train)
     data.check_varied(whole, dataset.source)
     coarse = _coarse_columns(whole)
