@@ -224,6 +224,12 @@ def test_values_outside_the_support_are_refused(
     assert refusal(path, likelihood=likelihood).startswith(f"{path}: {message}")
 
 
+def test_grey_targets_are_no_data_of_a_bernoulli() -> None:
+    data.check_support(BITS / 2)
+    with pytest.raises(data.DataError, match=re.escape(f"is 0.5: {ZERO_OR_ONE}")):
+        data.from_array(BITS / 2, likelihood="bernoulli")
+
+
 def test_values_outside_the_support_are_named_in_tables(tmp_path: Path) -> None:
     path = fill(tmp_path, {"a.csv": b"rain,wind\n0,1\n1,0\n1,0.3\n1,1\n"}) / "a.csv"
     expected = f"{path}: row 3, column 2 ('wind') is 0.3: {ZERO_OR_ONE}"

@@ -169,7 +169,11 @@ def check_likelihood(name: str) -> None:
 
 
 def check_support(x: np.ndarray, likelihood: str = "bernoulli", *, where: str = "x") -> None:
-    """Refuse values that have no density: outside [0, 1] for Bernoulli, not finite for any.
+    """Refuse x that no bound is for: outside [0, 1] for Bernoulli, not finite for any.
+
+    Grey values are targets of a Bernoulli's cross-entropy, as in the paper, and pass, though they
+    are no data of it: its densities sum to 1 over 0 and 1 alone. Where data enters,
+    `from_array(likelihood="bernoulli")` asks for that data, or for pixels to draw it from.
 
     Args:
       x: float [num, *data_shape].

@@ -57,8 +57,9 @@ def from_array(
       name: of the dataset.
       test_fraction: how much to hold out where there is no `test`.
       split_seed: of that split.
-      likelihood: the values have to be in its support: "bernoulli", 0 and 1 or 8-bit pixels to be
-        binarised; "gaussian", or None for any, finite numbers, and in a table no constant column.
+      likelihood: the values have to be data of it: "bernoulli", 0 and 1 or 8-bit pixels to be
+        binarised, but not other numbers between, which `check_support` passes as grey targets;
+        "gaussian", or None for any, finite numbers, and in a table no constant column.
 
     Raises:
       DataError: no numbers, no examples, or values outside the support, named by row and value.
