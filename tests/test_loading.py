@@ -109,12 +109,17 @@ def test_every_dataset_says_its_terms_and_what_to_cite(name: str) -> None:
         ("a/b", True),
         ("mnist.npz", True),
         (Path("mnist"), True),
+        # What is there has a path, unless it has a dataset's name.
+        ("faces", True),
+        ("..", True),
     ],
 )
 def test_what_is_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str | Path, is_path: bool
 ) -> None:
     install(monkeypatch, "mnist", tmp_path / "mnist")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faces").mkdir()
     asked = []
 
     def load_path(path: str | os.PathLike[str]) -> data.Dataset:

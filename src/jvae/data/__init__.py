@@ -9,7 +9,7 @@ from jvae.data.dataset import (
     hold_out,
 )
 from jvae.data.image_files import ImageFiles
-from jvae.data.loading import NAMES, default_data_dir, load
+from jvae.data.loading import NAMES, default_data_dir, is_path, load
 from jvae.data.own_files import check_varied, from_array, load_path
 from jvae.data.raw_files import NoNetworkError
 from jvae.data.raw_formats import read_idx
@@ -31,6 +31,7 @@ __all__ = [
     "from_array",
     "hold_out",
     "hold_out_validation",
+    "is_path",
     "load",
     "load_path",
     "read_idx",

@@ -34,8 +34,8 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     Args:
       name: "mnist_5k", embedded in the package (4,000 training and 1,000 test digits of MNIST's
         training set); "mnist", "fashion_mnist", "kmnist", "binarized_mnist", "omniglot",
-        "frey_face", "cifar10", "svhn_cropped", "celeb_a"; or a path as `load_path` takes it,
-        which has a separator or a suffix, or is a `Path`.
+        "frey_face", "cifar10", "svhn_cropped", "celeb_a"; or a path as `load_path` takes it:
+        `is_path` says which.
       data_dir: the folder of all datasets; by default `$TFDS_DATA_DIR` or ~/tensorflow_datasets.
 
     Returns:
@@ -45,7 +45,7 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
       DataError: an unknown name, or a file that is missing (the message names it, where to put
         it and its checksum), corrupt or another one's.
     """
-    if isinstance(name, os.PathLike) or _is_path(name):
+    if is_path(name):
         return own_files.load_path(name)
     if name == "mnist_5k":
         return _load_mnist_5k()
@@ -58,8 +58,16 @@ def load(name: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None =
     return _load_source(SOURCES[name], folder)
 
 
-def _is_path(name: str) -> bool:
-    return os.sep in name or "/" in name or bool(Path(name).suffix)
+def is_path(name: str | os.PathLike[str]) -> bool:
+    """Whether `load` takes `name` for a path and not for the name of a dataset.
+
+    A `Path` is one, and so is text with a separator or a suffix. Text with neither is one where a
+    file or folder is there, but for the names of datasets, which mean these whatever is there.
+    """
+    if isinstance(name, os.PathLike):
+        return True
+    looks_like_one = os.sep in name or "/" in name or bool(Path(name).suffix)
+    return looks_like_one or (name not in NAMES and os.path.exists(name))
 
 
 def _load_source(source: Source, data_dir: Path) -> Dataset:

@@ -1,7 +1,6 @@
 """The data of a run: from a name or a path to what its model sees."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -62,8 +61,7 @@ def load(name: str, config: common.Config, *, test_fraction: float = 0.1) -> dat
 
 
 def _load(name: str, config: common.Config, test_fraction: float) -> data.Dataset:
-    path = Path(name)
-    if name in data.NAMES or not (path.suffix or path.parent.name or path.exists()):
+    if not data.is_path(name):
         return data.load(name, config.data_dir)
     return data.load_path(
         name,
