@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from jvae.checks import check_count, check_key
 from jvae.chunks import map_in_chunks
 from jvae.estimators import log_mean_exp
+from jvae.estimators.sampling import joint_log_densities
 from jvae.evaluation import hmc
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
 from jvae.evaluation.examples import map_examples, rows_at_once
@@ -238,7 +239,8 @@ def _path(params: Params, x: Array, s: Any) -> _Path:
 
     def log_density(beta: Array, z: Any) -> tuple[Array, Array]:
         log_start = s.log_prob(z)
-        log_ratio = likelihood(params, z).log_prob(x) + prior(params).log_prob(z) - log_start
+        log_px_z, log_pz = joint_log_densities(params, x, z)
+        log_ratio = log_px_z + log_pz - log_start
         return log_start + beta * log_ratio, log_ratio
 
     return log_density

@@ -14,9 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.chunks import map_in_chunks
-from jvae.estimators.sampling import draw
+from jvae.estimators.sampling import LogDensities, draw, joint_log_densities
 from jvae.evaluation.examples import map_examples
-from jvae.models import Params, check_data, likelihood, posterior, prior
+from jvae.models import Params, check_data, posterior
 
 # Draws of z at once for one example: those of a step of the ascent.
 _DRAWS = 16
@@ -146,7 +146,7 @@ def _elbos(
             def weight(key: PRNGKeyArray) -> Array:
                 z = q.sample(key)
                 log_qz_x = jax.lax.stop_gradient(q).log_prob(z)
-                return likelihood(params, z).log_prob(x) + prior(params).log_prob(z) - log_qz_x
+                return LogDensities(*joint_log_densities(params, x, z), log_qz_x).weight
 
             return -jax.vmap(weight)(jax.random.split(key, _DRAWS)).mean()
 

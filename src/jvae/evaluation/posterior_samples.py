@@ -12,11 +12,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
+from jvae.estimators.sampling import joint_log_densities
 from jvae.evaluation import hmc
 from jvae.evaluation.estimates import LogLikelihood, from_log_weights
 from jvae.evaluation.examples import map_examples
 from jvae.evaluation.gaussians import FullGaussian
-from jvae.models import Params, check_data, likelihood, prior
+from jvae.models import Params, check_data, prior
 
 _ACCEPTANCE = 0.9
 _MOST_LATENTS = 4
@@ -111,8 +112,8 @@ def _app_d(
         unravel = ravel_pytree(jax.tree.map(lambda leaf: leaf[0], start))[1]
 
         def log_joint(z: Array) -> Array:
-            latent = unravel(z)
-            return prior(params).log_prob(latent) + likelihood(params, latent).log_prob(x)
+            log_px_z, log_pz = joint_log_densities(params, x, unravel(z))
+            return log_px_z + log_pz
 
         z = jax.vmap(lambda tree: ravel_pytree(tree)[0])(start)
         z, _ = hmc_samples(log_joint, z, chain_key, num_leapfrog, num_transitions)
