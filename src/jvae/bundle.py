@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from jvae import checkpoint
 from jvae.checkpoint import CheckpointError, UnwritableError
+from jvae.leaves import named
 from jvae.training import TrainState
 
 _FORMAT = "jvae step, 1"
@@ -132,7 +133,7 @@ def load(
 
 def _named_optimizer(state: TrainState) -> dict[str, Any]:
     """The optimizer's leaves and the run's key as data."""
-    return {**checkpoint.named(state.opt_state), _KEY: jax.random.key_data(state.key)}
+    return {**named(state.opt_state), _KEY: jax.random.key_data(state.key)}
 
 
 def _sha256(path: Path) -> str:

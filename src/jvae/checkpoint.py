@@ -26,6 +26,7 @@ import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers, multihost
 
 from jvae import distributed, models, networks, priors
+from jvae.leaves import named
 from jvae.models import Params
 from jvae.training import State, StateT
 
@@ -356,12 +357,9 @@ def _hush_what_is_left_unfinished() -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each leaf, by the names on the way to it, whatever kinds of node they are of."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda node: hasattr(node, "shape"))
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    """The shape of each leaf by its name, or of what stands for one in Orbax's descriptions."""
+    leaves = named(tree, is_leaf=lambda node: hasattr(node, "shape"))
+    return {name: tuple(leaf.shape) for name, leaf in leaves.items()}
 
 
 def save(path: str | os.PathLike[str], params: Params) -> None:
@@ -446,14 +444,6 @@ def fill(like: Any, found: Mapping[str, np.ndarray], where: str, owner: str) -> 
 
 def _forms(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{array.dtype} {array.shape}" for name, array in arrays.items()}
-
-
-def named(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by the names on the way to them, in the tree's order."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
 
 
 def _describe(value: Any, where: str) -> Any:

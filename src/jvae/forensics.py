@@ -17,8 +17,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Shaped
 
 from jvae import training
-from jvae.checkpoint import named
 from jvae.estimators import Bound
+from jvae.leaves import named
 from jvae.models import Params
 from jvae.training import TrainState
 

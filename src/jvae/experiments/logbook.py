@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from jvae import checkpoint, distributed, training
+from jvae import distributed, leaves, training
 from jvae.experiments import figures, run_folder
 from jvae.experiments.config import Config, ConfigError
 from jvae.experiments.job import Job
@@ -68,7 +68,7 @@ def write(
     if in_full:
         params = distributed.to_host(training.members(state)[0].params)
         images = {name: _pixels(figure) for name, figure in figures.of_model(job, params).items()}
-        weights = checkpoint.named(params.weights)
+        weights = leaves.named(params.weights)
         histograms = {name: np.asarray(leaf) for name, leaf in weights.items()}
     scalars = dict(_scalars(line, job.config.all_seeds))
     record = Record(line["step"], scalars, images, histograms)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from jvae import threefry
+from jvae.leaves import named
 
 
 class NoisyWeights(NamedTuple):
@@ -50,10 +51,7 @@ class NoisyDecoder:
           ValueError: the decoder has weights of other layers, or a layer is used more than once
             for a z: its outputs would depend on each other.
         """
-        leaves, _ = jax.tree_util.tree_flatten_with_path(weights.log_scale)
-        unused = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves
-        }
+        unused = named(weights.log_scale)
         rows: dict[str, int] = {}
 
         def add_noise(
