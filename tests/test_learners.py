@@ -20,7 +20,7 @@ from standard_errors import ROUNDING, SIGMAS, assert_mean_is
 
 import jvae
 from jvae import checkpoint, learners, training
-from jvae.learners import Learner, aevb, full_bayes, mcem, score_function, wake_sleep
+from jvae.learners import Learner, aevb, full_bayes, mcem, moving_baseline, wake_sleep
 
 KEY = jax.random.key(3)
 SGD = optax.sgd(1.0)  # whose update is the gradient
@@ -271,7 +271,7 @@ def run_of(learner: Learner, data: Any = IMAGES, preprocess: training.Preprocess
 RUNS = {
     "aevb": run_of(aevb.make_learner(OPTIMIZER)),
     "wake_sleep": run_of(wake_sleep.make_learner(OPTIMIZER)),
-    "score_function": run_of(score_function.make_learner(OPTIMIZER)),
+    "moving_baseline": run_of(moving_baseline.make_learner(OPTIMIZER)),
     "full_bayes": run_of(full_bayes.make_learner(PLAIN, dataset_size=24)),
     "mcem": run_of(
         mcem.make_learner(OPTIMIZER, num_examples=24), mcem.visits(IMAGES), mcem.on_images(noisy)
@@ -345,7 +345,7 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
 
 def test_the_baseline_is_a_moving_average_of_the_bounds_before() -> None:
     slow = optax.sgd(1e-4)
-    learner, x = score_function.make_learner(slow, decay=0.6), data(3, 4)
+    learner, x = moving_baseline.make_learner(slow, decay=0.6), data(3, 4)
     state = learner.init(linear_gaussian.make(3, 2, 0.9), KEY)
     expected = 0.0
     for rate in (1.0, 0.5, 0.4, 0.4):  # the larger of 1 - decay and 1 / (t + 1)
@@ -366,7 +366,7 @@ def test_the_baseline_is_a_moving_average_of_the_bounds_before() -> None:
 
 def test_the_moving_average_takes_noise_from_the_gradient() -> None:
     """Far from 0 the naive gradient is mostly the score times the mean of log w."""
-    learner, x = score_function.make_learner(SGD), 5 + data(3, 4)
+    learner, x = moving_baseline.make_learner(SGD), 5 + data(3, 4)
     state = learner.init(linear_gaussian.make(3, 2, 0.9), KEY)
     baseline = learner.step(jax.tree.map(jnp.copy, state), x)[0].baseline
 
@@ -384,7 +384,7 @@ def test_the_moving_average_takes_noise_from_the_gradient() -> None:
 
 
 def test_a_bound_that_is_not_finite_leaves_no_trace_in_the_baseline() -> None:
-    learner = score_function.make_learner(training.skip_non_finite(SGD))
+    learner = moving_baseline.make_learner(training.skip_non_finite(SGD))
     state, _ = learner.step(learner.init(linear_gaussian.make(3, 2, 0.9), KEY), data(3, 4))
     before = float(state.baseline)
     state, info = learner.step(state, np.full((4, 3), np.nan, np.float32))
