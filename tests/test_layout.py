@@ -72,6 +72,12 @@ def test_the_order_names_every_module_once() -> None:
     assert sorted(ORDER) == sorted({module.split(".")[0] for module in MODULES})
 
 
+def test_the_architecture_has_a_place_for_every_module() -> None:
+    places, _, _ = ARCHITECTURE.read_text("utf-8").partition("## Protocols")
+    names = {module.rpartition(".")[2] for module in MODULES if "." in module}
+    assert not {name for name in names if f"`{name}`" not in places} - {"__init__"}
+
+
 def test_no_imports_go_round() -> None:
     graph = {module: set(imported(tree)) - {module} for module, tree in MODULES.items()}
     assert graph["models"] == {"checks", "networks", "priors"}
