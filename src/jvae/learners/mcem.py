@@ -154,12 +154,12 @@ def make_learner(
         state = State(
             step=state.step + 1,
             params=params,
-            opt_state=opt_state,
+            opt_state=training.as_one_step(state.opt_state, opt_state),
             key=state.key,
             chains=jax.tree.map(lambda chains, own: chains.at[indices].set(own), state.chains, z),
             log_step_size=state.log_step_size + _GAIN * (acceptance - target_acceptance),
         )
-        skipped = ~opt_state.last_finite if training.skips_non_finite(state) else None
+        skipped = training.last_skipped(state)
         return state, Info(bound=-losses[0], skipped=skipped, acceptance=acceptance)
 
     return Learner(init, step)
