@@ -41,7 +41,8 @@ def make_learner(
         bₜ₊₁ = bₜ + max(1 - decay, 1 / (t + 1)) (L̂ₜ - bₜ),  b₀ = 0
 
     L̂ₜ is the bound of step t, so that the first ones are averaged equally. bₜ depends on no draw
-    of step t: the gradient stays unbiased. Paisley, Blei & Jordan (2012); the moving average is
+    of step t: the gradient stays unbiased. A step that is skipped (`training.skip_non_finite`)
+    leaves no trace in the average, nor in t. Paisley, Blei & Jordan (2012); the moving average is
     that of Mnih & Gregor (2014), Section 2.3.
 
     Args:
@@ -68,11 +69,13 @@ def make_learner(
         bound = partial(estimators.score_function, num_samples=num_samples, baseline=state.baseline)
         negative = training.loss(bound, state, x)
         params, opt_state, value = training.descend(negative, update, state.params, state.opt_state)
-        rate = jnp.maximum(1 - decay, 1 / (state.step + 1))
-        # A step that is skipped leaves no trace in the average either.
-        moved = jnp.where(jnp.isfinite(value), rate * (-value - state.baseline), 0)
-        state = State(state.step + 1, params, opt_state, state.key, state.baseline + moved)
-        skipped = ~opt_state.last_finite if training.skips_non_finite(state) else None
-        return state, training.StepInfo(bound=-value, skipped=skipped)
+        averaged = state.step - training.num_skipped(state)
+        rate = jnp.maximum(1 - decay, 1 / (averaged + 1))
+        baseline = state.baseline + rate * (-value - state.baseline)
+        after = State(state.step + 1, params, opt_state, state.key, baseline)
+        skipped = training.last_skipped(after)
+        if skipped is not None:
+            after = after._replace(baseline=jnp.where(skipped, state.baseline, baseline))
+        return after, training.StepInfo(bound=-value, skipped=skipped)
 
     return Learner(init, step)
