@@ -279,6 +279,27 @@ def test_memory_is_bounded() -> None:
     assert with_20000[1] - temporary < 10 * 12 * 15_000
 
 
+@pytest.mark.parametrize(
+    ("estimator", "settings"),
+    [
+        ("app_d", {"num_samples": 5, "num_leapfrog": 2, "num_transitions": 3}),
+        ("bdmc", {"num_examples": 3, "num_temperatures": 4, "num_leapfrog": 2}),  # with ais inside
+    ],
+)
+def test_where_wider_types_are_allowed_32_bits_stay_32(
+    estimator: str, settings: dict[str, Any]
+) -> None:
+    params = linear_gaussian.make(4, 2, 1.0)
+    x = () if estimator == "bdmc" else (jnp.asarray(data(4, 3)),)
+    estimate = partial(getattr(evaluation, estimator), params, *x, KEY, **settings)
+    narrow = estimate()
+    with jax.enable_x64(True):
+        wide = estimate()
+    for found, expected in zip(wide, narrow, strict=True):
+        assert found.dtype == expected.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 500])
 def test_bounds_by_example_do_not_depend_on_the_batch(batch_size: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))

@@ -314,6 +314,19 @@ def test_an_epoch_trains_any_learner_alone_and_in_an_ensemble(name: str) -> None
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_where_wider_types_are_allowed_32_bits_stay_32(name: str) -> None:
+    learner, x = RUNS[name].learner, data(3, 8)
+    batch = mcem.visits(x) if name == "mcem" else x
+    narrow = learner.step(start(RUNS[name], 0), batch)
+    with jax.enable_x64(True):
+        wide = learner.step(start(RUNS[name], 0), batch)
+    for found, expected in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        assert found.dtype == expected.dtype
+        if jnp.issubdtype(expected.dtype, jnp.number):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     name: str, tmp_path: Path
 ) -> None:

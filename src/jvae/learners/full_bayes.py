@@ -90,7 +90,7 @@ def kl_of_weights(posterior: WeightPosterior) -> Float[Array, ""]:
     Args:
       posterior: q(θ).
     """
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for q in _gaussians(posterior):
         zeros = jnp.zeros_like(q.loc)
         total += q.kl(DiagonalGaussian(zeros, zeros, q.event_ndim))

@@ -131,7 +131,8 @@ def make_learner(
         run_key, chains_key = jax.random.split(key)
         chains = jax.vmap(prior(params).sample)(jax.random.split(chains_key, num_examples))
         start = training.init(params, optimizer, run_key)
-        return State(*start, chains=chains, log_step_size=jnp.zeros(()))
+        log_step_size = jnp.zeros((), hmc.dtype_of(chains))
+        return State(*start, chains=chains, log_step_size=log_step_size)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, visit: Visit) -> tuple[State, Info]:

@@ -62,7 +62,8 @@ def make_learner(
     update = optax.with_extra_args_support(optimizer).update
 
     def init(params: Params, key: PRNGKeyArray) -> State:
-        return State(*training.init(params, optimizer, key), baseline=jnp.zeros(()))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return State(*training.init(params, optimizer, key), baseline=jnp.zeros((), dtype))
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, x: Shaped[Array | np.ndarray, "..."]) -> tuple[State, training.StepInfo]:
@@ -70,7 +71,7 @@ def make_learner(
         negative = training.loss(bound, state, x)
         params, opt_state, value = training.descend(negative, update, state.params, state.opt_state)
         averaged = state.step - training.num_skipped(state)
-        rate = jnp.maximum(1 - decay, 1 / (averaged + 1))
+        rate = jnp.maximum(1 - decay, 1 / (averaged + 1).astype(state.baseline.dtype))
         baseline = state.baseline + rate * (-value - state.baseline)
         after = State(state.step + 1, params, opt_state, state.key, baseline)
         skipped = training.last_skipped(after)
