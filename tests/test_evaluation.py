@@ -17,9 +17,9 @@ from standard_errors import SIGMAS, assert_mean_is
 
 import jvae
 from jvae import evaluation
-from jvae.estimators import log_mean_exp
+from jvae.estimators import log_mean_exp, sampling
 from jvae.evaluation.estimates import from_log_weights
-from jvae.evaluation.examples import rows_at_once
+from jvae.evaluation.examples import examples_at_once, rows_at_once
 
 KEY = jax.random.key(3)
 
@@ -279,6 +279,27 @@ def test_memory_is_bounded() -> None:
     assert with_20000[1] - temporary < 10 * 12 * 15_000
 
 
+@pytest.mark.parametrize(
+    ("estimator", "settings"),
+    [
+        ("app_d", {"num_samples": 5, "num_leapfrog": 2, "num_transitions": 3}),
+        ("bdmc", {"num_examples": 3, "num_temperatures": 4, "num_leapfrog": 2}),  # with ais inside
+    ],
+)
+def test_where_wider_types_are_allowed_32_bits_stay_32(
+    estimator: str, settings: dict[str, Any]
+) -> None:
+    params = linear_gaussian.make(4, 2, 1.0)
+    x = () if estimator == "bdmc" else (jnp.asarray(data(4, 3)),)
+    estimate = partial(getattr(evaluation, estimator), params, *x, KEY, **settings)
+    narrow = estimate()
+    with jax.enable_x64(True):
+        wide = estimate()
+    for found, expected in zip(wide, narrow, strict=True):
+        assert found.dtype == expected.dtype == jnp.float32
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 500])
 def test_bounds_by_example_do_not_depend_on_the_batch(batch_size: int) -> None:
     params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 10))
@@ -301,6 +322,34 @@ def test_bounds_of_equal_partials_are_compiled_once() -> None:
         expected = jax.vmap(bound, (None, 0, 0))(params, x, keys)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert 0 < calls[0] == calls[1] < calls[2]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("num_samples", "examples"), [(1, 85598), (1000, 85), (100_000, 1)])
+def test_the_more_draws_the_fewer_examples_at_once(
+    num_samples: int, examples: int, precision: str
+) -> None:
+    """A draw of MNIST's logits has 3,136 bytes, of which 2²⁸ are allowed, whatever weights take."""
+    model = jvae.VAE.mlp(precision=precision)
+    params = jax.eval_shape(lambda: jvae.init(model, jax.random.key(0)))
+    keys = jax.eval_shape(lambda: jax.random.split(KEY, 500))
+
+    def at_once(params: jvae.Params) -> Any:
+        bound = partial(jvae.iwae, params, num_samples=num_samples)
+        x = jax.ShapeDtypeStruct((500, 28, 28), jnp.float32)
+        assert examples_at_once(bound, (x, keys)) == examples
+        return ()
+
+    jax.eval_shape(at_once, params)
+
+
+def test_memory_of_bounds_by_example_is_bounded() -> None:
+    """With 5,000 draws of each of 500 MNIST images, which are 7.8 GB."""
+    params = jax.eval_shape(lambda: jvae.init(jvae.VAE.mlp(), jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((500, 28, 28), jnp.float32)
+    by_example = partial(evaluation.bound_by_example, bound=partial(jvae.iwae, num_samples=5000))
+    traced = jax.jit(by_example).trace(params, x, KEY)
+    assert largest_array(traced.jaxpr.jaxpr) <= sampling.BYTES_AT_ONCE / 4
 
 
 def test_likelihood_is_compiled_once_a_shape() -> None:

@@ -20,6 +20,7 @@ from weights import random_params
 
 import jvae
 from jvae import distributions, training
+from jvae.estimators import sampling
 from jvae.learners import aevb, full_bayes
 from jvae.learners.full_bayes import (
     WeightPosterior,
@@ -312,6 +313,23 @@ def test_variances_are_exact(
     for name, expected in by_hand.items():
         centred = found[name] - found[name].astype(np.float64).mean(axis=0)
         assert_mean_is(centred**2, expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5], ids=lambda num: f"{num} at once")
+def test_every_draw_has_local_noise_of_its_own(
+    at_once: int, mean_model: MeanModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where draws of z are taken in chunks: a fifth of one draw's variance, of five draws."""
+    monkeypatch.setattr(sampling, "BYTES_AT_ONCE", 4 * mean_model.x.size * at_once)
+    loc, scale = np.array([0.1, -0.3]), 0.4
+    posterior, x = mean_model.posterior(loc, scale), jnp.asarray(mean_model.x, jnp.float32)
+
+    def mean(key: PRNGKeyArray) -> Array:
+        return local_full_bayes_bound(posterior, x, key, dataset_size=6, num_samples=5).mean()
+
+    values = np.asarray(jax.jit(jax.vmap(mean))(jax.random.split(KEY, NUM_DRAWS)), np.float64)
+    variance = variance_with_local_draws(mean_model, mean_model.x, loc, scale) / 5
+    assert_mean_is((values - values.mean()) ** 2, variance)
 
 
 def test_local_noise_is_less_by_what_the_examples_of_a_batch_share(mean_model: MeanModel) -> None:

@@ -314,6 +314,19 @@ def test_an_epoch_trains_any_learner_alone_and_in_an_ensemble(name: str) -> None
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_where_wider_types_are_allowed_32_bits_stay_32(name: str) -> None:
+    learner, x = RUNS[name].learner, data(3, 8)
+    batch = mcem.visits(x) if name == "mcem" else x
+    narrow = learner.step(start(RUNS[name], 0), batch)
+    with jax.enable_x64(True):
+        wide = learner.step(start(RUNS[name], 0), batch)
+    for found, expected in zip(jax.tree.leaves(wide), jax.tree.leaves(narrow), strict=True):
+        assert found.dtype == expected.dtype
+        if jnp.issubdtype(expected.dtype, jnp.number):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
     name: str, tmp_path: Path
 ) -> None:
@@ -338,6 +351,23 @@ def test_a_run_goes_on_from_a_checkpoint_as_if_it_had_not_stopped(
         acceptance = np.stack([info.acceptance for info in reports])
         assert acceptance.shape == (2, 3)
         assert ((acceptance > 0) & (acceptance <= 1)).all()
+
+
+@pytest.mark.parametrize("stops", [False, True], ids=["whole", "resumed"])
+@pytest.mark.parametrize("name", ["aevb", "mcem"])
+def test_steps_skipped_in_a_row_are_counted_however_many_updates_one_has(
+    name: str, stops: bool
+) -> None:
+    optimizer, images = training.skip_non_finite(SGD), np.full((6, 3), np.nan, np.float32)
+    learner, data = {
+        "aevb": (aevb.make_learner(optimizer), images),
+        "mcem": (mcem.make_learner(optimizer, num_examples=6), mcem.visits(images)),
+    }[name]
+    state, epoch = start(run_of(learner), 0), training.make_epoch(learner.step, 2)
+    if stops:
+        state = training.fit(state, epoch, data, num_epochs=2, max_skipped=8)
+    with pytest.raises(training.NonFiniteError, match=r"last 8 steps .* up to step 7;"):
+        training.fit(state, epoch, data, num_epochs=4, max_skipped=8)
 
 
 # The score function.
@@ -383,13 +413,20 @@ def test_the_moving_average_takes_noise_from_the_gradient() -> None:
     assert saved.mean() > SIGMAS * saved.std(ddof=1) / math.sqrt(len(keys))
 
 
-def test_a_bound_that_is_not_finite_leaves_no_trace_in_the_baseline() -> None:
-    learner = moving_baseline.make_learner(training.skip_non_finite(SGD))
-    state, _ = learner.step(learner.init(linear_gaussian.make(3, 2, 0.9), KEY), data(3, 4))
-    before = float(state.baseline)
-    state, info = learner.step(state, np.full((4, 3), np.nan, np.float32))
-    assert info.skipped
-    assert float(state.baseline) == before
+def test_a_step_that_is_skipped_leaves_no_trace_in_the_baseline() -> None:
+    """Nor in how many of the first are averaged equally."""
+    learner = moving_baseline.make_learner(training.skip_non_finite(optax.set_to_zero()))
+    params, x = linear_gaussian.make(3, 2, 0.9), data(3, 4)
+    exact, zeros = Exact.of(params), np.zeros((2, 3))
+    params = linear_gaussian.with_encoder(params, zeros, exact.a, zeros, exact.c)
+    state, taken = learner.init(params, KEY), list[float]()
+    # At 1e16 the bound, of the order of x², is finite, and its gradient, of x³, is not.
+    for factor in (1e16, np.nan, 1, 1e16, 1, np.nan, 1):
+        state, info = learner.step(state, x * np.float32(factor))
+        assert info.skipped == (factor != 1)
+        assert np.isfinite(info.bound) == (not np.isnan(factor))
+        taken += [] if info.skipped else [float(info.bound)]
+        np.testing.assert_allclose(state.baseline, np.mean(taken) if taken else 0, rtol=1e-6)
 
 
 def test_an_update_of_mcem_that_is_not_finite_can_be_left_out() -> None:
@@ -399,6 +436,8 @@ def test_an_update_of_mcem_that_is_not_finite_can_be_left_out() -> None:
     for value, skips in ((1.0, False), (np.nan, True)):
         state, info = learner.step(learner.init(params, KEY), mcem.visits(x * np.float32(value)))
         assert info.skipped == skips
+        # Five updates, but one step.
+        assert state.opt_state.notfinite_count == state.opt_state.total_notfinite == skips
         assert np.isfinite(state.chains).all()
         assert (
             any(

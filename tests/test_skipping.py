@@ -107,18 +107,25 @@ def test_where_nothing_is_skipped_the_optimizer_is_the_one_inside() -> None:
     )
 
 
-def fit(faults: list[list[int]], max_skipped: int) -> TrainState:
-    """A fit of one epoch a list."""
+def fit(faults: list[list[int]], max_skipped: int, *, counted: int = 1) -> TrainState:
+    """A fit of one epoch a list, by an optimizer that counts a step so many times."""
     epochs = iter(faults)
+
+    def epoch(state: TrainState, _: None) -> tuple[TrainState, StepInfo]:
+        state, info = run(state, faulty(*next(epochs)))
+        in_a_row = counted * state.opt_state.notfinite_count
+        return state._replace(opt_state=state.opt_state._replace(notfinite_count=in_a_row)), info
+
     return training.fit(
         training.init(toy_params(0.5), SKIPPING, KEY),
-        lambda state, _: run(state, faulty(*next(epochs))),
+        epoch,
         None,
         num_epochs=len(faults),
         max_skipped=max_skipped,
     )
 
 
+@pytest.mark.parametrize("counted", [1, 5])
 @pytest.mark.parametrize(
     ("faults", "max_skipped", "step"),
     [
@@ -133,14 +140,14 @@ def fit(faults: list[list[int]], max_skipped: int) -> TrainState:
     ],
 )
 def test_so_many_skipped_in_a_row_end_the_run(
-    faults: list[list[int]], max_skipped: int, step: int | None
+    faults: list[list[int]], max_skipped: int, step: int | None, counted: int
 ) -> None:
     if step is None:
-        assert fit(faults, max_skipped).step == sum(map(len, faults))
+        assert fit(faults, max_skipped, counted=counted).step == sum(map(len, faults))
         return
     words = f"last {max_skipped} steps were skipped as not finite, up to step {step};"
     with pytest.raises(training.NonFiniteError, match=words) as error:
-        fit(faults, max_skipped)
+        fit(faults, max_skipped, counted=counted)
     assert error.value.step == step
     assert error.value.last_good_state.step == step // len(faults[0]) * len(faults[0])
 

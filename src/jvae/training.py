@@ -271,8 +271,7 @@ def make_step(
         negative = loss(partial(bound, **settings), state, x)
         params, opt_state, value = descend(negative, update, state.params, state.opt_state)
         state = state._replace(step=state.step + 1, params=params, opt_state=opt_state)
-        skipped = ~opt_state.last_finite if skips_non_finite(state) else None
-        return state, StepInfo(bound=-value, skipped=skipped)
+        return state, StepInfo(bound=-value, skipped=last_skipped(state))
 
     return step
 
@@ -528,6 +527,9 @@ def fit(
       ValueError: `max_skipped` is below 1.
     """
     max_skipped = check_count("max_skipped", max_skipped)
+    in_a_row = np.zeros(max(1, state.key.size), np.int32)
+    if skips_non_finite(state):
+        in_a_row += np.asarray(state.opt_state.notfinite_count)
     for _ in range(num_epochs):
         before = state
         state, info = epoch(before, data)
@@ -536,9 +538,9 @@ def fit(
         if info.skipped is None:
             bad, skipped = ~np.isfinite(bounds), 0
         else:
-            before_in_a_row = np.atleast_1d(before.opt_state.notfinite_count)
-            bad = skipped_in_a_row(before_in_a_row, info.skipped.reshape(bounds.shape))
-            bad, skipped = bad >= max_skipped, max_skipped
+            rows = skipped_in_a_row(in_a_row, info.skipped.reshape(bounds.shape))
+            in_a_row = rows[-1]
+            bad, skipped = rows >= max_skipped, max_skipped
         for i, member in np.argwhere(bad):
             step, bound = int(before.step) + int(i), float(bounds[i, member])
             raise NonFiniteError(step, bound, before, member=int(member), skipped=skipped)
@@ -647,6 +649,34 @@ def skip_non_finite(optimizer: optax.GradientTransformation) -> optax.GradientTr
 def skips_non_finite(state: State) -> bool:
     """Whether `state` is of an optimizer that `skip_non_finite` made."""
     return isinstance(state.opt_state, optax.ApplyIfFiniteState)
+
+
+def last_skipped(state: State) -> Bool[Array, "..."] | None:
+    """Whether the last update was left out, if the optimizer is of `skip_non_finite`; else None."""
+    return ~state.opt_state.last_finite if skips_non_finite(state) else None
+
+
+def num_skipped(state: State) -> Int[Array, "..."]:
+    """How many steps were skipped so far, of an ensemble by each member."""
+    counts = skips_non_finite(state)
+    return state.opt_state.total_notfinite if counts else jnp.zeros(state.key.shape, jnp.int32)
+
+
+def as_one_step(before: optax.OptState, after: optax.OptState) -> optax.OptState:
+    """The optimizer's state after the several updates of a step, which it counts as one.
+
+    The step is skipped where its last update is.
+
+    Args:
+      before: the state before the first of the updates.
+      after: the state after the last.
+    """
+    if not isinstance(after, optax.ApplyIfFiniteState):
+        return after
+    return after._replace(
+        notfinite_count=jnp.where(after.last_finite, 0, before.notfinite_count + 1),
+        total_notfinite=before.total_notfinite + ~after.last_finite,
+    )
 
 
 def map_prior(dataset_size: int) -> optax.GradientTransformation:

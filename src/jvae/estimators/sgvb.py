@@ -11,7 +11,8 @@ from jvae.estimators.sampling import Bound, reparameterised
 from jvae.models import Params, prior
 
 
-def _closed_form(method: str, q: Any, p: Any) -> Array:
+def closed_form(method: str, q: Any, p: Any) -> Array:
+    """`q.method(p)`, such as the KL; TypeError where q has none."""
     if not hasattr(q, method):
         raise TypeError(
             f"{type(q).__name__} has no closed-form {method}: use a bound that needs none, such as "
@@ -71,7 +72,7 @@ def sgvb_b(
       ValueError: `x` has a wrong trailing shape, or `num_samples` is below 1.
     """
     q, _, logs = reparameterised(params, x, key, num_samples)
-    return logs.px_z.mean(axis=0) - _closed_form("kl", q, prior(params))
+    return logs.px_z.mean(axis=0) - closed_form("kl", q, prior(params))
 
 
 elbo = sgvb_b
@@ -105,7 +106,7 @@ def beta_elbo(
       ValueError: as `sgvb_b`.
     """
     q, _, logs = reparameterised(params, x, key, num_samples)
-    return logs.px_z.mean(axis=0) - beta * _closed_form("kl", q, prior(params))
+    return logs.px_z.mean(axis=0) - beta * closed_form("kl", q, prior(params))
 
 
 def free_bits_elbo(
@@ -136,7 +137,7 @@ def free_bits_elbo(
       ValueError: as `sgvb_b`.
     """
     q, _, logs = reparameterised(params, x, key, num_samples)
-    kl = jnp.maximum(free_nats, _closed_form("kl_per_dim", q, prior(params)))
+    kl = jnp.maximum(free_nats, closed_form("kl_per_dim", q, prior(params)))
     event_axes = tuple(range(logs.px_z.ndim - 1, kl.ndim))
     return logs.px_z.mean(axis=0) - kl.sum(axis=event_axes)
 

@@ -254,7 +254,7 @@ def _pilot(path: _Path, z: Any, key: PRNGKeyArray, betas: Array, num_leapfrog: i
     """The step size of the transition at each inner temperature, [T - 1], by chains from z."""
     num = jax.tree.leaves(z)[0].shape[0]
     if betas.size == 2:  # no transition to find a step size for
-        return jnp.zeros(0)
+        return jnp.zeros(0, hmc.dtype_of(z))
 
     def body(carry: tuple[Any, Array], at: tuple[Array, Array]) -> tuple[Any, Array]:
         (z, log_step), (index, beta) = carry, at
@@ -266,7 +266,8 @@ def _pilot(path: _Path, z: Any, key: PRNGKeyArray, betas: Array, num_leapfrog: i
         return (z, log_step + _PILOT_GAIN * (acceptance.mean() - _ACCEPTANCE)), step
 
     betas = jnp.concatenate([jnp.repeat(betas[1], _PILOT_WARMUP), betas[1:-1]])
-    _, steps = jax.lax.scan(body, (z, jnp.zeros(())), (jnp.arange(betas.size), betas))
+    start = z, jnp.zeros((), hmc.dtype_of(z))
+    _, steps = jax.lax.scan(body, start, (jnp.arange(betas.size), betas))
     return steps[_PILOT_WARMUP:]
 
 
@@ -301,7 +302,8 @@ def _chains(
             )
             return (moved, log_w + rise * log_ratio), None
 
-        (z, log_w), _ = jax.lax.scan(body, (z, jnp.zeros(())), inner)
+        zero = jnp.zeros((), jax.eval_shape(path, betas[0], z)[1].dtype)
+        (z, log_w), _ = jax.lax.scan(body, (z, zero), inner)
         return log_w + rises[-1] * path(betas[-1], z)[1]
 
     keys = jax.random.split(key, settings.num_chains)

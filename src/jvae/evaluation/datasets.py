@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from jvae.checks import check_count, check_key
 from jvae.estimators import Bound
-from jvae.evaluation.examples import map_on_devices, mesh_of
+from jvae.evaluation.examples import examples_at_once, map_on_devices, mesh_of
 from jvae.models import Params
 
 
@@ -25,7 +25,8 @@ def bound_by_example(
     """A bound on every example of a dataset, a batch at a time.
 
     Each example has a key of its own, so that the result does not depend on `batch_size`, nor on
-    the devices that examples are split over (`jvae.distributed.split_examples`).
+    the devices that examples are split over (`jvae.distributed.split_examples`). Memory does not
+    grow with the draws that the bound takes: the more they are, the fewer examples at once.
 
     Args:
       params: from `jvae.init`.
@@ -33,7 +34,7 @@ def bound_by_example(
       key: a typed PRNG key.
       bound: a function `(params, x, key) -> nats`, hashable; of a `functools.partial`, its
         function and arguments are.
-      batch_size: examples at once.
+      batch_size: examples at once, at most.
 
     Returns:
       [num] nats. Its mean's standard error is `std(ddof=1) / sqrt(num)`.
@@ -70,5 +71,7 @@ def _bound_by_example(
     batch_size: int,
     mesh: Mesh | None,
 ) -> Float[Array, "num"]:
-    keys = jax.random.split(key, x.shape[0])
-    return map_on_devices(functools.partial(bound, params), (x, keys), batch_size, mesh)
+    of_one, arguments = functools.partial(bound, params), (x, jax.random.split(key, x.shape[0]))
+    # A bound sees one example, and so takes as many draws at once as one example may have.
+    size = min(batch_size, examples_at_once(of_one, arguments))
+    return map_on_devices(of_one, arguments, size, mesh)

@@ -1,15 +1,17 @@
 """Work over examples, so many at a time that memory is bounded, and on the devices they lie on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.extend.core
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key, PRNGKeyArray
 
 from jvae.chunks import map_in_chunks
+from jvae.estimators import sampling
 from jvae.models import Params
 
 # Rows of decoder output at once: enough to keep matrix products busy, few enough for a cache.
@@ -22,6 +24,33 @@ def rows_at_once(params: Params) -> int:
     """How many values of x a chunk may hold."""
     bytes_per_row = 4 * math.prod(params.model.data_shape)
     return max(1, min(_ROWS, _BYTES // bytes_per_row))
+
+
+def examples_at_once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> int:
+    """How many examples a chunk may hold, so that each array of theirs is within `BYTES_AT_ONCE`.
+
+    Args:
+      function: of one example; its traced program shows what arrays it makes.
+      arguments: of all examples, arrays [num, ...].
+    """
+
+    def bytes_of_arrays(num: int) -> Iterator[int]:
+        some = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((num, *leaf.shape[1:]), leaf.dtype), arguments
+        )
+        return _bytes_of_arrays(jax.make_jaxpr(jax.vmap(function))(*some).jaxpr)
+
+    # Weights that are converted, say, are one array for all examples.
+    growth = [two - one for one, two in zip(bytes_of_arrays(1), bytes_of_arrays(2), strict=True)]
+    return max(1, sampling.BYTES_AT_ONCE // max(1, *growth))
+
+
+def _bytes_of_arrays(jaxpr: jax.extend.core.Jaxpr) -> Iterator[int]:
+    """Of every array that a program makes."""
+    made: list[Any] = [variable.aval for equation in jaxpr.eqns for variable in equation.outvars]
+    yield from (array.size * array.dtype.itemsize for array in made)
+    for inside in jax.extend.core.subjaxprs(jaxpr):
+        yield from _bytes_of_arrays(inside)
 
 
 def mesh_of(x: Array | np.ndarray) -> Mesh | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 LogDensity = Callable[[Any], tuple[Float[Array, ""], Any]]
@@ -26,18 +27,23 @@ def transition(
 
     Returns:
       The next z; what `log_density` gave beside its value at the z it came from; and the
-      probability with which the proposal is accepted.
+      probability with which the proposal is accepted, of the type of z.
     """
     import blackjax.mcmc.hmc as hmc  # adds a third to the time that `import jvae` takes
 
     (value, aside), gradient = jax.value_and_grad(log_density, has_aux=True)(z)
-    size = sum(leaf.size for leaf in jax.tree.leaves(z))
+    size, dtype = sum(leaf.size for leaf in jax.tree.leaves(z)), dtype_of(z)
     state, info = hmc.build_kernel()(
         key,
         hmc.HMCState(z, value, gradient),
         lambda z: log_density(z)[0],
-        step_size,
-        jnp.ones(size, value.dtype),
+        jnp.asarray(step_size, dtype),
+        jnp.ones(size, dtype),
         num_leapfrog,
     )
-    return state.position, aside, info.acceptance_rate
+    return state.position, aside, info.acceptance_rate.astype(dtype)
+
+
+def dtype_of(z: Any) -> np.dtype[Any]:
+    """The type of latents, any pytree: that of their chains' step size too."""
+    return np.dtype(jnp.result_type(*jax.tree.leaves(z)))

@@ -158,9 +158,11 @@ def hmc_samples(
     def tuning(carry: tuple[Array, Any], key: PRNGKeyArray) -> tuple[tuple[Array, Any], None]:
         z, state = carry
         z, acceptance = move(z, key, jnp.exp(state.log_step_size))
-        return (z, tune(state, acceptance)), None
+        tuned = tune(state, acceptance)  # with jax_enable_x64 of wider types than it was given
+        return (z, jax.tree.map(lambda new, old: new.astype(old.dtype), tuned, state)), None
 
     tuning_keys, tuned_keys = jnp.split(jax.random.split(key, 2 * num_transitions), 2)
-    (z, state), _ = jax.lax.scan(tuning, (z, start_tuning(1.0)), tuning_keys)
+    untuned = jax.tree.map(jnp.asarray, start_tuning(1.0))
+    (z, state), _ = jax.lax.scan(tuning, (z, untuned), tuning_keys)
     step_size = tuned_step_size(state)
     return jax.lax.scan(lambda z, key: move(z, key, step_size), z, tuned_keys)

@@ -21,7 +21,7 @@ from jvae import distributed, evaluation
 from jvae.evaluation import LogLikelihood, bound_by_example
 from jvae.experiments import run_folder
 from jvae.experiments.job import Job
-from jvae.training import TrainState, members, skips_non_finite
+from jvae.training import TrainState, members, num_skipped, skips_non_finite
 
 # Folded into a key beside steps, of which none is so large.
 _VALIDATION = 2**32 - 1
@@ -83,7 +83,7 @@ def _skipped(state: TrainState) -> dict[str, int]:
     """How many steps were skipped so far, where the settings let them be."""
     if not skips_non_finite(state):
         return {}
-    return {"skipped_steps": int(np.sum(state.opt_state.total_notfinite))}
+    return {"skipped_steps": int(np.sum(num_skipped(state)))}
 
 
 def elbos(job: Job, states: Sequence[TrainState], part: str) -> list[Float[np.ndarray, "num"]]:

@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray, Shaped
 
 from jvae import training
 from jvae.checks import check_between, check_count, check_key
 from jvae.distributions import DiagonalGaussian
 from jvae.estimators import Bound, elbo
+from jvae.estimators.sampling import draw, encode, over_draws
+from jvae.estimators.sgvb import closed_form
 from jvae.evaluation import bound_by_example
 from jvae.learners.base import Learner
 from jvae.learners.noisy_layers import NoisyDecoder, NoisyWeights
-from jvae.models import VAE, Params
+from jvae.models import VAE, Params, prior
 
 # A tenth of the standard deviation that the paper draws weights with: the first steps see their
 # draw almost as it is, and σ grows wherever the data does not hold a weight. From noise as large
@@ -88,7 +90,7 @@ def kl_of_weights(posterior: WeightPosterior) -> Float[Array, ""]:
     Args:
       posterior: q(θ).
     """
-    total = jnp.zeros(())
+    total = jnp.zeros((), jnp.float32)
     for q in _gaussians(posterior):
         zeros = jnp.zeros_like(q.loc)
         total += q.kl(DiagonalGaussian(zeros, zeros, q.event_ndim))
@@ -165,18 +167,22 @@ def local_full_bayes_bound(
     check_key(key)
     decoder_key, prior_key, z_key = jax.random.split(key, 3)
     log_scale = dict(posterior.log_scale)
-    noisy = NoisyWeights(
-        posterior.mean.weights["decoder"], log_scale.pop("decoder"), key=decoder_key
-    )
+    decoder_mean, decoder_log_scale = posterior.mean.weights["decoder"], log_scale.pop("decoder")
     params = sample_weights(WeightPosterior(posterior.mean, log_scale), prior_key)
     model = params.model
     decoder = NoisyDecoder(model.decoder, model.data_shape)
-    params = Params(
-        weights=params.weights | {"decoder": noisy},
-        model=VAE(model.data_shape, model.encoder, decoder, model.prior),
-    )
-    share = _share_of_kl(posterior, dataset_size)
-    return elbo(params, x, z_key, num_samples=num_samples) - share
+    noisy_model = VAE(model.data_shape, model.encoder, decoder, model.prior)
+    q, x, keys = encode(params, x, z_key, num_samples)
+
+    def log_px_z(draws: tuple[Key[Array, "num"], Int[Array, "num"]]) -> Float[Array, "num *batch"]:
+        keys, numbers = draws
+        noisy = NoisyWeights(decoder_mean, decoder_log_scale, decoder_key, first=numbers[0])
+        own = Params(params.weights | {"decoder": noisy}, noisy_model)
+        return draw(own, q, x, keys)[1].px_z
+
+    log_px_z_of_each = over_draws(log_px_z, (keys, jnp.arange(len(keys))), x)
+    bound = log_px_z_of_each.mean(axis=0) - closed_form("kl", q, prior(params))
+    return bound - _share_of_kl(posterior, dataset_size)
 
 
 def make_learner(

@@ -131,7 +131,8 @@ def make_learner(
         run_key, chains_key = jax.random.split(key)
         chains = jax.vmap(prior(params).sample)(jax.random.split(chains_key, num_examples))
         start = training.init(params, optimizer, run_key)
-        return State(*start, chains=chains, log_step_size=jnp.zeros(()))
+        log_step_size = jnp.zeros((), hmc.dtype_of(chains))
+        return State(*start, chains=chains, log_step_size=log_step_size)
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, visit: Visit) -> tuple[State, Info]:
@@ -154,12 +155,12 @@ def make_learner(
         state = State(
             step=state.step + 1,
             params=params,
-            opt_state=opt_state,
+            opt_state=training.as_one_step(state.opt_state, opt_state),
             key=state.key,
             chains=jax.tree.map(lambda chains, own: chains.at[indices].set(own), state.chains, z),
             log_step_size=state.log_step_size + _GAIN * (acceptance - target_acceptance),
         )
-        skipped = ~opt_state.last_finite if training.skips_non_finite(state) else None
+        skipped = training.last_skipped(state)
         return state, Info(bound=-losses[0], skipped=skipped, acceptance=acceptance)
 
     return Learner(init, step)

@@ -41,7 +41,8 @@ def make_learner(
         bₜ₊₁ = bₜ + max(1 - decay, 1 / (t + 1)) (L̂ₜ - bₜ),  b₀ = 0
 
     L̂ₜ is the bound of step t, so that the first ones are averaged equally. bₜ depends on no draw
-    of step t: the gradient stays unbiased. Paisley, Blei & Jordan (2012); the moving average is
+    of step t: the gradient stays unbiased. A step that is skipped (`training.skip_non_finite`)
+    leaves no trace in the average, nor in t. Paisley, Blei & Jordan (2012); the moving average is
     that of Mnih & Gregor (2014), Section 2.3.
 
     Args:
@@ -61,18 +62,21 @@ def make_learner(
     update = optax.with_extra_args_support(optimizer).update
 
     def init(params: Params, key: PRNGKeyArray) -> State:
-        return State(*training.init(params, optimizer, key), baseline=jnp.zeros(()))
+        dtype = jnp.result_type(*jax.tree.leaves(params))
+        return State(*training.init(params, optimizer, key), baseline=jnp.zeros((), dtype))
 
     @partial(jax.jit, donate_argnums=0)
     def step(state: State, x: Shaped[Array | np.ndarray, "..."]) -> tuple[State, training.StepInfo]:
         bound = partial(estimators.score_function, num_samples=num_samples, baseline=state.baseline)
         negative = training.loss(bound, state, x)
         params, opt_state, value = training.descend(negative, update, state.params, state.opt_state)
-        rate = jnp.maximum(1 - decay, 1 / (state.step + 1))
-        # A step that is skipped leaves no trace in the average either.
-        moved = jnp.where(jnp.isfinite(value), rate * (-value - state.baseline), 0)
-        state = State(state.step + 1, params, opt_state, state.key, state.baseline + moved)
-        skipped = ~opt_state.last_finite if training.skips_non_finite(state) else None
-        return state, training.StepInfo(bound=-value, skipped=skipped)
+        averaged = state.step - training.num_skipped(state)
+        rate = jnp.maximum(1 - decay, 1 / (averaged + 1).astype(state.baseline.dtype))
+        baseline = state.baseline + rate * (-value - state.baseline)
+        after = State(state.step + 1, params, opt_state, state.key, baseline)
+        skipped = training.last_skipped(after)
+        if skipped is not None:
+            after = after._replace(baseline=jnp.where(skipped, state.baseline, baseline))
+        return after, training.StepInfo(bound=-value, skipped=skipped)
 
     return Learner(init, step)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from jvae import threefry
 from jvae.leaves import named
@@ -21,11 +21,14 @@ class NoisyWeights(NamedTuple):
       mean: the decoder's own weights, taken as means.
       log_scale: their log standard deviations, in the same structure.
       key: a typed PRNG key, of all the noise.
+      first: the number, among the draws of an example, of the first one decoded: of draws that
+        are decoded in parts each part has noise of its own.
     """
 
     mean: Any
     log_scale: Any
     key: PRNGKeyArray
+    first: Int[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ class NoisyDecoder:
             if any(s is None or s.shape != mean[leaf].shape for leaf, s in log_scale.items()):
                 raise _refusal(f"calls its layer {name} in another way")
             rows[name] = math.prod(h.shape[:-1])
-            key = jax.random.fold_in(weights.key, len(rows))
+            # A layer has a kernel at least, so that no two layers of two parts have one number.
+            key = jax.random.fold_in(weights.key, weights.first * len(leaves) + len(rows))
             variance = jnp.square(h) @ jnp.exp(2 * log_scale["kernel"])
             if "bias" in log_scale:
                 variance += jnp.broadcast_to(jnp.exp(2 * log_scale["bias"]), variance.shape)
