@@ -322,6 +322,40 @@ def test_a_fault_of_one_process_ends_both(
     assert not (tmp_path / "run" / "result.json").exists()
 
 
+def test_a_coordinator_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 0.3)
+    address = f"127.0.0.1:{free_port()}"
+    message = rf"process 0 does not answer at {address} after 0.3 s \(.*refused\)"
+    with pytest.raises(RuntimeError, match=message):
+        distributed.initialize(address, 2, 1)
+    with pytest.raises(ValueError, match="coordinator must be host:port, got 'localhost'"):
+        distributed.initialize("localhost", 2, 1)
+
+
+JOINING = """
+import jax
+join = jax.distributed.initialize
+def initialize(*args, **kwargs):
+    print("joining", flush=True)
+    join(*args, **kwargs)
+jax.distributed.initialize = initialize
+"""
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_others_to_join_ends_at_a_signal(
+    signum: signal.Signals, start_run: Start, tmp_path: Path
+) -> None:
+    coordinator = ("--coordinator", f"127.0.0.1:{free_port()}", "--num-processes", "2")
+    process = start_run(tmp_path / "run", *coordinator, "--process-id", "0", fault=JOINING)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "joining\n"
+    time.sleep(0.5)  # JAX waits for process 1 then, five minutes
+    process.send_signal(signum)
+    assert process.wait(timeout=20) == -signum
+    assert not (tmp_path / "run").exists()
+
+
 # What comes before training, met by two processes in turn.
 BEFORE_TRAINING = """
 import signal, sys

@@ -60,6 +60,8 @@ def test_a_run_on_data_of_every_kind(kind: str, tmp_path: Path) -> None:
     )
     assert dataset.data_shape == data_shape
     assert settings["data"] == str(path)
+    assert settings["devices"] == "auto"
+    assert settings["hardware"] == result["devices"]
     rows, tests = (part.reshape(len(part), -1) for part in (dataset.train, dataset.test))
     repeated = (rows[None] == tests[:, None]).all(axis=2).any(axis=1).sum()
     assert (repeated > 0) == (kind == "binary table")  # 64 rows of six bits there are

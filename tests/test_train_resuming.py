@@ -1,5 +1,6 @@
 """A run of `jvae train` that was interrupted, killed or failed goes on as if it never was."""
 
+import errno
 import os
 import shutil
 import signal
@@ -96,7 +97,7 @@ def test_a_run_killed_as_it_saves_within_an_epoch_keeps_what_it_had_saved_of_it_
     class Killed(BaseException):
         pass
 
-    def dying(*args: object) -> None:
+    def dying(*args: object, **kwargs: object) -> None:
         raise Killed
 
     folder = tmp_path / "run"
@@ -139,14 +140,15 @@ def test_a_run_goes_on_with_its_data_and_no_other(grey: Path, tmp_path: Path) ->
     path = Path(shutil.copy(grey, tmp_path / "a"))
     folder = tmp_path / "run"
     run(path, folder, epochs=1)
-    # Moved, it is the same.
-    moved = path.rename(tmp_path / path.name)
+    # Moved, and by another name, it is the same.
+    moved = path.rename(tmp_path / "b.npy")
     assert run(moved, folder, epochs=2, resume=True)["epochs"] == 2
     before = (folder / "config.json").read_bytes()
     changed = pixels(6, 5)
     changed[17, 2, 3] ^= 1
     np.save(moved, changed)
-    with pytest.raises(RunFolderError, match=r"of other settings: dataset_sha256 was \w+, is \w+$"):
+    message = r"of other settings: dataset was mine, is b; dataset_sha256 was \w{64}, is \w{64}$"
+    with pytest.raises(RunFolderError, match=message):
         run(moved, folder, epochs=3, resume=True)
     np.save(moved, pixels(6, 5))
     for changes, message in (
@@ -160,6 +162,56 @@ def test_a_run_goes_on_with_its_data_and_no_other(grey: Path, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_figures")
+def test_a_refusal_is_short_whatever_differs(tmp_path: Path) -> None:
+    """The means and scales of a table's columns, say, are of its protocol."""
+    rows = np.random.default_rng(0).normal(size=(40, 50)).astype(np.float32)
+    path, folder = tmp_path / "mine.npy", tmp_path / "run"
+    np.save(path, rows)
+    run(path, folder, epochs=1, nll_samples=0)
+    np.save(path, rows + 1)
+    with pytest.raises(RunFolderError, match=r"mean was .* …, is .* …") as error:
+        run(path, folder, epochs=2, nll_samples=0, resume=True)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_checkpoint_of_another_run_is_refused(whole: Path, grey: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    settings = run_folder.read_settings(folder)
+    run_folder.write_json(folder / "config.json", settings | {"run": "another"})
+    message = f"is of another run .named '{settings['run']}', expected 'another'"
+    with pytest.raises(checkpoint.CheckpointError, match=message):
+        run(grey, folder, **(STREAMED | {"epochs": 4}), resume=True)
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_lines_of_metrics_that_are_lost_are_told(
+    whole: Path, grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "run"))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])
+    run(grey, folder, **(STREAMED | {"epochs": 4}), resume=True)
+    assert [record["epoch"] for record in metrics(folder)] == [1, 4]
+    words = f"{folder}/metrics.jsonl has lost the lines of epochs 2, 3: they cannot be made again"
+    out = capsys.readouterr().out
+    assert "".join(words.split()) in "".join(out.split())
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_a_disk_that_is_full_is_said_with_its_folder(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "append_metrics", full)
+    with pytest.raises(checkpoint.UnwritableError) as error:
+        run(grey, tmp_path / "run")
+    assert str(error.value) == f"cannot write {tmp_path / 'run'}: No space left on device"
+    assert "--resume" in error.value.__notes__[0]
+
+
 def test_a_test_elbo_that_is_not_finite_frees_the_learning_rate_once(
     grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

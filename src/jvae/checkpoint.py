@@ -150,14 +150,14 @@ def save_state(checkpoints: Checkpoints, state: State, *, run: str = "") -> None
             )
 
 
-def restore(checkpoints: Checkpoints, step: int, like: StateT, *, run: str = "") -> StateT:
+def restore(checkpoints: Checkpoints, step: int, like: StateT, *, run: str | None = None) -> StateT:
     """The state saved under `step`.
 
     Args:
       checkpoints: from `open_checkpoints`.
       step: of the state.
       like: a state of the same model, optimizer and key; its other values do not matter.
-      run: what it was saved with.
+      run: the name of the run that it has to be of; by default any.
 
     Raises:
       LostError: it is missing, damaged or not of this run.
@@ -179,7 +179,7 @@ def restore_latest(
     checkpoints: Checkpoints,
     like: StateT,
     *,
-    run: str = "",
+    run: str | None = None,
     on_damaged: Callable[[str], object] = warnings.warn,
 ) -> StateT:
     """The state saved last, or where it is damaged or not of this run the one before it.
@@ -187,7 +187,7 @@ def restore_latest(
     Args:
       checkpoints: from `open_checkpoints`.
       like: a state of the same model, optimizer and key; its other values do not matter.
-      run: what it was saved with.
+      run: the name of the run that it has to be of; by default any.
       on_damaged: told in one line of each checkpoint that is passed over. Once an earlier one was
         read, it is renamed to `STEP.unusable`, out of the way of the run that goes on.
 
@@ -220,7 +220,7 @@ def restore_latest(
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str) -> StateT:
+def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str | None) -> StateT:
     try:
         # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
         metadata = checkpoints.item_metadata(step)
@@ -252,7 +252,7 @@ def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str) -> Sta
     found, expected = (jax.random.key_data(one.key).tolist() for one in (state, like))
     if found != expected:
         raise _UnusableError(f"is of another run (its key is {found}, expected {expected})")
-    if of.get("run", run) != run:
+    if run is not None and of.get("run", run) != run:
         raise _UnusableError(f"is of another run (named {of['run']!r}, expected {run!r})")
     sha256 = _sha256(state)
     if of.get("sha256", sha256) != sha256:

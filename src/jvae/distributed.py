@@ -4,6 +4,8 @@ Batches are split over the devices, and the weights are on all of them; plain `j
 """
 
 import functools
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -26,6 +28,10 @@ HEARTBEAT_SECONDS = 30
 SHUTDOWN_SECONDS = 60
 
 
+# As long as JAX waits, which then ends the process with a dump of its stack.
+JOIN_SECONDS = 300
+
+
 class OtherProcessError(RuntimeError):
     """Another process of the run has stopped."""
 
@@ -45,8 +51,12 @@ def initialize(
 
     Raises:
       RuntimeError: they could not be joined.
-      ValueError: no cluster was found, or it does not say all three.
+      ValueError: `coordinator` is no address, no cluster was found, or it does not say all three.
     """
+    if coordinator is not None:
+        _check_address(coordinator)
+        if process_id:
+            _wait_for(coordinator)
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -54,6 +64,28 @@ def initialize(
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         shutdown_timeout_seconds=SHUTDOWN_SECONDS,
     )
+
+
+def _check_address(coordinator: str) -> None:
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
+
+
+def _wait_for(coordinator: str) -> None:
+    """Wait until process 0 listens."""
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+                return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"process 0 does not answer at {coordinator} after {JOIN_SECONDS:g} s ({error})"
+                ) from error
+        time.sleep(0.1)
 
 
 def make_mesh(devices_per_process: int | None = None) -> Mesh:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from jvae import cores, distributed
 from jvae.experiments.config import Config, ConfigError
-from jvae.experiments.interrupt import keep_sigterm
+from jvae.experiments.interrupt import default_signals
 
 # What each process of a run has for itself.
 _OWN = {"coordinator", "process_id"}
@@ -29,7 +29,7 @@ def start(config: Config) -> None:
     """
     if config.distributed or config.coordinator is not None:
         try:
-            with keep_sigterm():
+            with default_signals():
                 distributed.initialize(config.coordinator, config.num_processes, config.process_id)
         except (RuntimeError, ValueError) as error:
             raise ConfigError(f"the processes of this run could not be joined: {error}") from error

@@ -29,12 +29,22 @@ class Interrupt:
 
 
 @contextmanager
-def keep_sigterm() -> Iterator[None]:
-    """Leave SIGTERM with its handler; JAX, where processes join, puts a mere note in its place."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+def default_signals() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end the process at once, as while JAX waits for others to join.
+
+    No Python runs meanwhile. On leaving, both have their handlers again; JAX would put a mere note
+    in the place of SIGTERM's.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, signal.SIG_DFL) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            if handler is not None:  # of another language
+                signal.signal(s, handler)
 
 
 @contextmanager

@@ -132,4 +132,6 @@ class Job:
             name: str(value) if isinstance(value, Path) else value
             for name, value in dataclasses.asdict(self.config).items()
         }
-        return config | {"protocol": self.protocol} | self.remarks | run_folder.provenance()
+        made_with = run_folder.provenance()
+        made_with["hardware"] = made_with.pop("devices")  # beside the setting of that name
+        return config | {"protocol": self.protocol} | self.remarks | made_with

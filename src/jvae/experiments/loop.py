@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import os
+import secrets
 import shlex
 import shutil
 import sys
@@ -40,6 +42,8 @@ FREE_ON_RESUME = {
     *("devices", "distributed", "coordinator", "num_processes", "process_id"),
     *("tensorboard", "wandb"),
 }
+# What the system calls a disk that is full, a quota, a limit on files, a disk that only reads.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def run(
@@ -105,11 +109,15 @@ def run(
                 error.signum,
             ) from None
         except (OSError, checkpoint.UnwritableError, checkpoint.LostError) as error:
-            error.add_note(
+            # Of a write that fails, Python does not say where.
+            told: Exception = error
+            if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+                told = checkpoint.UnwritableError(f"cannot write {job.folder}: {error.strerror}")
+            told.add_note(
                 "To go on once that is mended: the same command with --resume --out "
                 f"{shlex.quote(str(job.folder))}"
             )
-            raise
+            raise told from error.__cause__
     results.report(console, job, result)
     return result
 
@@ -145,7 +153,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:
     if job.config.resume:
         run_folder.read_settings(job.folder)  # which says so when there is none
     else:
-        run_folder.create(job.folder, job.settings())
+        run_folder.create(job.folder, job.settings() | {"run": secrets.token_hex(8)})
     stack.enter_context(run_folder.lock(job.folder))
     if job.config.resume:
         _check_same_run(job)
@@ -193,13 +201,22 @@ def _check_same_run(job: Job) -> None:
     names = sorted({**protocols[0], **protocols[1]})
     both = [(name, before.get(name), ours[name]) for name in sorted(fixed)]
     both += [(name, *(of.get(name) for of in protocols)) for name in names]
+    if protocols[0].get("dataset_sha256") == protocols[1].get("dataset_sha256"):
+        both = [one for one in both if one[0] != "dataset"]  # the same data by another name
     # Some settings are part of the protocol too.
-    changed = dict.fromkeys(f"{name} was {saw}, is {now}" for name, saw, now in both if saw != now)
+    changed = dict.fromkeys(
+        f"{name} was {_short(saw)}, is {_short(now)}" for name, saw, now in both if saw != now
+    )
     if changed:
         raise run_folder.RunFolderError(
             f"{job.folder} is a run of other settings: {'; '.join(changed)}"
         )
     run_folder.read_metrics(job.folder)  # which refuses what is none
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:78]} …"
 
 
 def _write_resumed(job: Job, step: int) -> None:
@@ -240,6 +257,7 @@ def _train(
         if not job.streamed:
             examples = distributed.replicate(examples, mesh)
     records: list[dict[str, Any]] = []
+    save = functools.partial(checkpoint.save_state, run=run_folder.name(job.folder))
     with (
         best.open_checkpoints(job, records) as checkpoints,
         progress_bars.of_epochs(console) as progress,
@@ -250,7 +268,9 @@ def _train(
                 say = functools.partial(
                     console.print, soft_wrap=True, markup=False, highlight=False
                 )
-                state = checkpoint.restore_latest(checkpoints, state, on_damaged=say)
+                state = checkpoint.restore_latest(
+                    checkpoints, state, run=run_folder.name(job.folder), on_damaged=say
+                )
             resumed_at = int(state.step)
 
             def rewind() -> None:
@@ -259,13 +279,19 @@ def _train(
 
             distributed.on_first_process(rewind)
             records += run_folder.read_metrics(job.folder)
-            for lost in best.missing(job, records, checkpoints):
+            for step_of_best in best.missing(job, records, checkpoints):
                 results.show_warning(
                     console,
-                    f"checkpoint {lost}, of the best validation ELBO so far, is missing: put a "
-                    "copy in its place, or without a better epoch there will be no result",
+                    f"checkpoint {step_of_best}, of the best validation ELBO so far, is missing: "
+                    "put a copy in its place, or without a better epoch there will be no result",
                 )
         done = int(state.step) // job.steps_per_epoch
+        if lost := sorted(set(range(1, done + 1)) - {record["epoch"] for record in records}):
+            results.show_warning(
+                console,
+                f"{job.folder / 'metrics.jsonl'} has lost the lines of epochs "
+                f"{', '.join(map(str, lost))}: they cannot be made again",
+            )
         earlier = run_folder.read_unfinished(job.folder, int(state.step))
         bar = progress.add_task("", total=config.epochs, completed=done, status="compiling …")
         start, good = time.perf_counter(), state
@@ -302,7 +328,7 @@ def _train(
                 distributed.on_first_process(
                     lambda: run_folder.write_unfinished(job.folder, int(state.step), bounds)
                 )
-                checkpoint.save_state(checkpoints, state)
+                save(checkpoints, state)
                 return True
             speed = round(info.bound.size * config.batch_size / seconds)
             record = results.record(job, state, bounds, images_per_second=speed)
@@ -319,7 +345,7 @@ def _train(
             distributed.on_first_process(write)
             ending = ending or stop()  # a signal may have come in the meantime
             if saving or ending:
-                checkpoint.save_state(checkpoints, state)
+                save(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
             )
@@ -341,7 +367,7 @@ def _train(
                 )
             return state if mesh is None else distributed.to_host(state)
         except FloatingPointError as error:  # of a step, or of an ELBO after the epoch
-            checkpoint.save_state(checkpoints, good)
+            save(checkpoints, good)
             distributed.on_first_process(functools.partial(_write_failure, job, error, good))
             raise
 
