@@ -32,7 +32,7 @@ def score_function(
     Paisley, Blei & Jordan (2012); Kingma & Welling (2014), Section 2.2. Unbiased for the ELBO's
     gradient whatever the baseline; the θ-gradient is the usual one.
 
-    A moving average is state, which stays with the caller: `jvae.learners.score_function` keeps
+    A moving average is state, which stays with the caller: `jvae.learners.moving_baseline` keeps
     one.
 
     Args:

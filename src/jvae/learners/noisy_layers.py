@@ -55,6 +55,7 @@ class NoisyDecoder:
             for a z: its outputs would depend on each other.
         """
         unused = named(weights.log_scale)
+        num_leaves = len(unused)
         rows: dict[str, int] = {}
 
         def add_noise(
@@ -72,7 +73,7 @@ class NoisyDecoder:
                 raise _refusal(f"calls its layer {name} in another way")
             rows[name] = math.prod(h.shape[:-1])
             # A layer has a kernel at least, so that no two layers of two parts have one number.
-            key = jax.random.fold_in(weights.key, weights.first * len(leaves) + len(rows))
+            key = jax.random.fold_in(weights.key, weights.first * num_leaves + len(rows))
             variance = jnp.square(h) @ jnp.exp(2 * log_scale["kernel"])
             if "bias" in log_scale:
                 variance += jnp.broadcast_to(jnp.exp(2 * log_scale["bias"]), variance.shape)
