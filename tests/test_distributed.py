@@ -264,6 +264,19 @@ def append_metrics(*args):
     raise OSError(28, "No space left on device")
 run_folder.append_metrics = append_metrics
 """
+# The other process waits for this one's part of a checkpoint.
+SHORT_WAIT = """
+from jvae import checkpoint
+checkpoint._SAVE_SECONDS = 5
+"""
+NO_CHECKPOINT = f"""{SHORT_WAIT}
+import resource
+save = checkpoint.save_state
+def save_state(*args, **how):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+    save(*args, **how)
+checkpoint.save_state = save_state
+"""
 # Log p(x) of 20 of the 1,000 examples; after the first 20 none may be asked for.
 ONE_GROUP = """
 results._DRAWS_A_GROUP = 100
@@ -301,6 +314,13 @@ SIGNAL_IN_ELBO = ("", ELBO_AT_THE_END)
         ),
         pytest.param(
             (FULL_DISK, ""), [1, 1], ("No space left", "process 0 has stopped"), 0, id="full disk"
+        ),
+        pytest.param(
+            (SHORT_WAIT, NO_CHECKPOINT),
+            [1, 1],
+            ("another process may have ended", "checkpoints: File too large"),
+            0,
+            id="a part of a checkpoint",
         ),
         pytest.param(SIGNAL_IN_LOG_PX, [143, 143], ("--resume", "--resume"), 5, id="in log p(x)"),
         pytest.param(SIGNAL_IN_ELBO, [143, 143], ("--resume", "--resume"), 0, id="in the ELBO"),

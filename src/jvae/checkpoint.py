@@ -305,14 +305,26 @@ def _unwritable(directory: Path) -> Iterator[None]:
         yield
     except TimeoutError:  # of another process
         raise
-    except (OSError, ValueError) as error:
-        if distributed.is_lost_connection(error):
+    except (OSError, ValueError, jax.errors.JaxRuntimeError) as error:
+        if code := _system_code(error):
+            raise UnwritableError(f"cannot write {directory}: {os.strerror(code)}") from error
+        if isinstance(error, jax.errors.JaxRuntimeError) or distributed.is_lost_connection(error):
             raise
+        raise UnwritableError(f"cannot use {directory}: {_reason(error)}") from error
+
+
+def _system_code(error: BaseException | None) -> int | None:
+    """The system's code of an error, or of the one that it hides.
+
+    With several processes, Orbax waits for the others after a write that failed, in vain.
+    """
+    while error is not None:
         found = re.search(r"os_error_code='(\d+)'", str(error))
         code = int(found[1]) if found else getattr(error, "errno", None)
         if code:
-            raise UnwritableError(f"cannot write {directory}: {os.strerror(code)}") from error
-        raise UnwritableError(f"cannot use {directory}: {_reason(error)}") from error
+            return code
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
