@@ -216,6 +216,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "an unknown part": (described({"part": "os.system"}), "'os.system' is missing"),
     "a list": (described([1, 2]), "not a whole file"),
+    "no end": (
+        lambda path: safetensors.numpy.save_file({}, path, {"model": "[" * 10**5}),
+        "not a whole file",
+    ),
     "fields missing": (described({"part": "VAE"}), "not a whole file"),
     "a weight missing": (
         rewritten(lambda arrays: arrays.pop(BIAS)),

@@ -57,6 +57,11 @@ _TASK_OF_ORBAX = re.compile(
     rf"^(future|task): <Task \w+ name=\S+ coro=<\S+ (running|done, defined) at {re.escape(_ORBAX)}",
     re.MULTILINE,
 )
+# What bytes that are no weights of a model raise; the last of a description nested without end.
+_NO_WEIGHTS = (
+    *(OSError, ValueError, TypeError, AttributeError),
+    *(safetensors.SafetensorError, RecursionError),
+)
 
 
 class CheckpointError(RuntimeError):
@@ -426,7 +431,7 @@ def load(path: str | os.PathLike[str]) -> Params:
         raise CheckpointError(f"{path} does not exist") from error
     except KeyError as error:
         raise CheckpointError(f"{path}: no weights of jvae, {error} is missing") from error
-    except (OSError, ValueError, TypeError, AttributeError, safetensors.SafetensorError) as error:
+    except _NO_WEIGHTS as error:
         raise CheckpointError(f"{path}: not a whole file of weights ({error})") from error
     return Params(weights=fill(abstract.weights, found, f"{path}", "its model"), model=model)
 
