@@ -160,10 +160,10 @@ def test_a_run_that_is_resumed_goes_on_without_a_step_twice(
 
     save = checkpoint.save_state
 
-    def dying(checkpoints: checkpoint.Checkpoints, state: training.TrainState) -> None:
+    def dying(checkpoints: checkpoint.Checkpoints, state: training.TrainState, **how: Any) -> None:
         if state.step == 3 * STEPS:
             raise Killed
-        save(checkpoints, state)
+        save(checkpoints, state, **how)
 
     run(grey, tmp_path / "whole", tensorboard=True, epochs=4)
     whole = event_files.values(tmp_path / "whole" / "tensorboard")
