@@ -57,9 +57,13 @@ def best_of(elbos: dict[int, float], every: int = EVERY) -> int:
     return max(candidates, key=candidates.__getitem__)
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    return [int(path.name) for path in (folder / "checkpoints").iterdir() if path.is_dir()]
+
+
 def kept(folder: Path) -> set[int]:
     """The epochs of the checkpoints."""
-    return {int(path.name) // STEPS for path in (folder / "checkpoints").iterdir()}
+    return {step // STEPS for step in checkpoint_steps(folder)}
 
 
 def without_timings(folder: Path) -> dict[str, Any]:
@@ -222,7 +226,7 @@ def test_each_seed_has_a_best_epoch_of_its_own(tmp_path: Path) -> None:
     assert result["weights"] == words
     assert result["validation_elbo_by_seed"] == by_epoch.max(axis=0).tolist()
     assert result["validation_elbo"] == by_epoch.max(axis=0).mean()
-    steps = {int(path.name) // 5 for path in (tmp_path / "both" / "checkpoints").iterdir()}
+    steps = {step // 5 for step in checkpoint_steps(tmp_path / "both")}
     assert steps == {*best, 5, 6}
     for seed in (0, 1):
         alone = run(path, tmp_path / str(seed), **settings, seed=seed)

@@ -267,6 +267,10 @@ def spoil(raw: bytes) -> bytes:
     return raw[:50] + b"\xff" * 3 + raw[53:]
 
 
+def kept(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {checkpoint.CHECKSUMS}
+
+
 def save_two(folder: Path, *seeds: int, data_dim: int = 4) -> None:
     """Steps 1 and 2, of states that differ."""
     with checkpoint.open_checkpoints(folder) as checkpoints:
@@ -292,7 +296,7 @@ DAMAGED_FILES: dict[str, tuple[str, Callable[[bytes], bytes | None], str]] = {
     "no values": (VALUES, lambda raw: None, "Error reading"),
     "a few values": (VALUES, lambda raw: raw[:60], "OUT_OF_RANGE"),
     "spoilt values": (VALUES, spoil, "Error reading"),
-    "other values": (VALUES, flip, "its values are not those that were saved"),
+    "other values": (VALUES, flip, "its values have the checksum"),
     "no devices": ("_sharding", lambda raw: b"", "FAILED_PRECONDITION"),
     "nothing": ("", lambda raw: None, "Unable to retrieve"),
 }
@@ -320,34 +324,77 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(name: str, tmp_path: P
     assert int(again.step) == 2
     jax.tree.map(np.testing.assert_array_equal, again.params, state.params)
     (line,) = said
-    assert f"checkpoint 2 in {tmp_path} is damaged (" in line
+    assert f"checkpoint 2 in {tmp_path} is damaged " in line
     assert reason in line
     assert line.endswith("): going on from 1")
     assert "\n" not in line
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "2", "2.unusable"}
+    assert kept(tmp_path) == {"1", "2", "2.unusable"}
 
 
 @pytest.mark.parametrize(
-    ("seed", "name", "reason"),
-    [(5, "mine", r"its key is .*, expected"), (0, "another", "named 'another', expected 'mine'")],
+    ("seed", "reason"),
+    [(5, r"is of another run .its key is .*, expected"), (0, "is damaged or of another run")],
 )
 def test_a_foreign_checkpoint_gives_way_to_the_one_before(
-    seed: int, name: str, reason: str, tmp_path: Path
+    seed: int, reason: str, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    for _ in range(2):  # the second in place of the first
-        with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-            checkpoint.save_state(checkpoints, make_state(step=1), run="mine")
-            checkpoint.save_state(checkpoints, make_state(seed, step=2), run=name)
+    """Of another seed, or of the same one, whose key is the same."""
+    ours, theirs, said = tmp_path / "ours", tmp_path / "theirs", list[str]()
+    save_two(theirs, seed, seed)
+    for _ in range(2):  # the second time a foreign one is there already
+        save_two(ours, 0, 0)
+        params = make_state(seed).params
+        with checkpoint.open_checkpoints(tmp_path / "other") as checkpoints:
+            checkpoint.save_state(checkpoints, make_state(seed, step=2)._replace(params=params))
+        shutil.rmtree(ours / "2")
+        shutil.copytree(tmp_path / "other" / "2", ours / "2")
+        with checkpoint.open_checkpoints(ours) as checkpoints:
             with pytest.raises(checkpoint.LostError, match=reason):
-                checkpoint.restore(checkpoints, 2, make_state(), run="mine")
-            state = checkpoint.restore_latest(
-                checkpoints, make_state(), run="mine", on_damaged=said.append
-            )
+                checkpoint.restore(checkpoints, 2, make_state())
+            state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=said.append)
         assert int(state.step) == 1
-    assert all("checkpoint 2" in line and "is of another run" in line for line in said)
+    assert all("checkpoint 2" in line and "of another run" in line for line in said)
     assert len(said) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "2.unusable"}
+    assert kept(ours) == {"1", "2.unusable"}
+
+
+@pytest.mark.parametrize("content", [None, "", "[1]", '{"2"'], ids=str)
+def test_checkpoints_without_checksums_are_read(content: str | None, tmp_path: Path) -> None:
+    """As those of earlier versions; the next save begins the file anew."""
+    save_two(tmp_path, 0, 0)
+    file = tmp_path / checkpoint.CHECKSUMS
+    file.unlink() if content is None else file.write_text(content)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        state = checkpoint.restore_latest(checkpoints, make_state(), on_damaged=pytest.fail)
+        assert int(state.step) == 2
+        checkpoint.save_state(checkpoints, state._replace(step=state.step + 1))
+    assert json.loads(file.read_text()).keys() == {"3"}
+
+
+def test_checksums_are_of_the_checkpoints_that_are_there(tmp_path: Path) -> None:
+    file, saved = tmp_path / checkpoint.CHECKSUMS, dict[str, str]()
+    for step in range(1, 5):
+        with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+            state = make_state(step=step)
+            # Arrays of NumPy are saved too, and have the same checksum.
+            params = jax.device_get(state.params) if step == 3 else state.params
+            checkpoint.save_state(checkpoints, state._replace(params=params))
+            saved = json.loads(file.read_text())
+            assert saved.keys() == {str(s) for s in (step - 2, step - 1, step) if s > 0}
+    assert len(set(saved.values())) == 3  # the step is a part of the state
+
+
+def test_a_last_save_that_fails_as_all_is_closed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> None:
+        raise ValueError("[os_error_code='28']")
+
+    with (
+        pytest.raises(checkpoint.UnwritableError, match=r"cannot write .*: No space left"),
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+    ):
+        monkeypatch.setattr(checkpoints, "close", full)
 
 
 def caused(cause: Exception, error: Exception) -> Exception:
@@ -384,6 +431,13 @@ def caused(cause: Exception, error: Exception) -> Exception:
         (ValueError("Gloo: process 1"), ValueError, "Gloo: process 1"),
         (TimeoutError("process 1"), TimeoutError, "process 1"),
         (MemoryError("2 GiB"), MemoryError, "2 GiB"),
+        (caused(MemoryError("2 GiB"), ValueError("…")), ValueError, "…"),
+        (caused(ValueError("Gloo"), ValueError("…")), ValueError, "…"),
+        (
+            RuntimeError("can't start new thread"),
+            checkpoint.CheckpointError,
+            r"checkpoint 2 in .* cannot be read \(can't start new thread\): try again",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
@@ -404,7 +458,31 @@ def test_what_says_nothing_of_the_bytes_costs_no_checkpoint(
             with pytest.raises(expected, match=message):
                 checkpoint.restore_latest(checkpoints, make_state())
         assert int(checkpoint.restore_latest(checkpoints, make_state()).step) == 2
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    assert kept(tmp_path) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IsADirectoryError(21, "Is a directory"),
+        NotADirectoryError(20, "Not a directory"),
+        ValueError("NOT_FOUND: a file [os_error_code='2']"),
+        caused(ValueError("Data corruption detected"), Exception("…")),
+        NotImplementedError("sharding"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_says_that_the_bytes_are_wrong_is_damage(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restore(*args: object, **kwargs: object) -> None:
+        raise error
+
+    save_two(tmp_path, 0, 0)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints, "restore", restore)
+        with pytest.raises(checkpoint.CheckpointError, match="can be gone on from: 2 is damaged"):
+            checkpoint.restore_latest(checkpoints, make_state())
 
 
 def coroutine_of(file: str) -> object:
@@ -448,7 +526,7 @@ def test_nothing_but_damage_is_refused_and_left(tmp_path: Path) -> None:
         pytest.raises(checkpoint.CheckpointError, match=message),
     ):
         checkpoint.restore_latest(checkpoints, make_state())
-    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}
+    assert kept(tmp_path) == {"1", "2"}
 
 
 def test_errors_that_others_log_beside_orbax_are_told(

@@ -1,5 +1,6 @@
 """Several devices, and several processes: the numbers are those of one."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -350,6 +351,21 @@ def test_a_coordinator_that_does_not_answer_is_said(monkeypatch: pytest.MonkeyPa
         distributed.initialize(address, 2, 1)
     with pytest.raises(ValueError, match="coordinator must be host:port, got 'localhost'"):
         distributed.initialize("localhost", 2, 1)
+
+
+def test_a_coordinator_may_have_an_address_of_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def connect(
+        address: tuple[str, int], timeout: float
+    ) -> contextlib.AbstractContextManager[None]:
+        asked.append(address)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **how: None)
+    distributed.initialize("[::1]:1234", 2, 1)
+    assert asked == [("::1", 1234)]
 
 
 JOINING = """

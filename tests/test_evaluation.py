@@ -18,8 +18,9 @@ from standard_errors import SIGMAS, assert_mean_is
 import jvae
 from jvae import evaluation
 from jvae.estimators import log_mean_exp, sampling
+from jvae.evaluation import datasets
 from jvae.evaluation.estimates import from_log_weights
-from jvae.evaluation.examples import examples_at_once, rows_at_once
+from jvae.evaluation.examples import examples_at_once, map_on_devices, rows_at_once
 
 KEY = jax.random.key(3)
 
@@ -322,6 +323,35 @@ def test_bounds_of_equal_partials_are_compiled_once() -> None:
         expected = jax.vmap(bound, (None, 0, 0))(params, x, keys)
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert 0 < calls[0] == calls[1] < calls[2]
+
+
+def test_partials_that_are_not_quite_equal_are_told_apart() -> None:
+    """3.0 equals 3, and is another argument; an array has no hash."""
+
+    def bound(params: jvae.Params, x: jax.Array, key: jax.Array, *, beta: Any) -> jax.Array:
+        value = beta if isinstance(beta, int) else 10 * beta
+        return jnp.full(x.shape[:-1], value, jnp.float32)
+
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 2))
+    for beta, expected in ((3, 3), (3.0, 30), (3, 3), (jnp.float32(3), 30)):
+        found = evaluation.bound_by_example(params, x, KEY, bound=partial(bound, beta=beta))
+        np.testing.assert_array_equal(found, [expected] * 2)
+
+
+def test_no_more_examples_at_once_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    params, x = linear_gaussian.make(4, 2, 1.0), jnp.asarray(data(4, 3))
+    sizes = []
+
+    def spy(function: Any, arguments: Any, size: int, mesh: Any) -> jax.Array:
+        sizes.append(size)
+        return map_on_devices(function, arguments, size, mesh)
+
+    monkeypatch.setattr(datasets, "map_on_devices", spy)
+    for size in (2, 3):
+        # A bound of its own, or what was compiled before would do.
+        bound = partial(jvae.iwae, num_samples=17)
+        evaluation.bound_by_example(params, x, KEY, bound=bound, batch_size=size)
+    assert sizes == [2, 3]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import flax.linen as nn
@@ -19,9 +20,9 @@ from standard_errors import SIGMAS, assert_mean_is, mean_and_error
 from weights import random_params
 
 import jvae
-from jvae import distributions, training
+from jvae import distributions, threefry, training
 from jvae.estimators import sampling
-from jvae.learners import aevb, full_bayes
+from jvae.learners import aevb, full_bayes, noisy_layers
 from jvae.learners.full_bayes import (
     WeightPosterior,
     full_bayes_bound,
@@ -330,6 +331,24 @@ def test_every_draw_has_local_noise_of_its_own(
     values = np.asarray(jax.jit(jax.vmap(mean))(jax.random.split(KEY, NUM_DRAWS)), np.float64)
     variance = variance_with_local_draws(mean_model, mean_model.x, loc, scale) / 5
     assert_mean_is((values - values.mean()) ** 2, variance)
+
+
+def test_no_two_layers_of_two_draws_have_one_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
+
+    def normal(key: PRNGKeyArray, *shape_and_dtype: Any) -> Array:
+        used.add(jax.random.key_data(key).tobytes())
+        return threefry.normal(key, *shape_and_dtype)
+
+    monkeypatch.setattr(noisy_layers, "threefry", SimpleNamespace(normal=normal))
+    decoder = jvae.VAE.mlp((4,), latent_dim=2, hidden=(3, 3)).decoder
+    z = jnp.zeros((1, 2))
+    mean = decoder.init(KEY, z)
+    log_scale = jax.tree.map(jnp.zeros_like, mean)
+    for first in map(jnp.int32, range(6)):
+        weights = noisy_layers.NoisyWeights(mean, log_scale, KEY, first)
+        noisy_layers.NoisyDecoder(decoder, (4,)).apply(weights, z)
+    assert len(used) == 6 * 3
 
 
 def test_local_noise_is_less_by_what_the_examples_of_a_batch_share(mean_model: MeanModel) -> None:

@@ -175,25 +175,24 @@ def test_a_refusal_is_short_whatever_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_figures")
-def test_a_checkpoint_of_another_run_is_refused(whole: Path, grey: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(whole, tmp_path / "run"))
-    settings = run_folder.read_settings(folder)
-    run_folder.write_json(folder / "config.json", settings | {"run": "another"})
-    message = f"is of another run .named '{settings['run']}', expected 'another'"
-    with pytest.raises(checkpoint.CheckpointError, match=message):
-        run(grey, folder, **(STREAMED | {"epochs": 4}), resume=True)
-
-
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize(("epochs", "left", "lost"), [(4, 1, "2, 3"), (3, 0, "1, 2, 3")])
 def test_lines_of_metrics_that_are_lost_are_told(
-    whole: Path, grey: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    epochs: int,
+    left: int,
+    lost: str,
+    whole: Path,
+    grey: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "run"))
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text(lines[0])
-    run(grey, folder, **(STREAMED | {"epochs": 4}), resume=True)
-    assert [record["epoch"] for record in metrics(folder)] == [1, 4]
-    words = f"{folder}/metrics.jsonl has lost the lines of epochs 2, 3: they cannot be made again"
+    (folder / "metrics.jsonl").write_text("".join(lines[:left]))
+    result = run(grey, folder, **(STREAMED | {"epochs": epochs}), resume=True)
+    kept = [record["epoch"] for record in metrics(folder)]
+    assert kept == [*range(1, left + 1), *range(4, epochs + 1)]
+    assert ("images_per_second" in result) == bool(kept)
+    words = f"metrics.jsonl has lost the lines of epochs {lost}: they cannot be made again"
     out = capsys.readouterr().out
     assert "".join(words.split()) in "".join(out.split())
 
@@ -212,6 +211,7 @@ def test_a_disk_that_is_full_is_said_with_its_folder(
     assert "--resume" in error.value.__notes__[0]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_a_test_elbo_that_is_not_finite_frees_the_learning_rate_once(
     grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

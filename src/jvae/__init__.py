@@ -52,6 +52,7 @@ from jvae.models import (
 from jvae.networks import Bernoulli, Gaussian
 
 if typing.TYPE_CHECKING:
+    from jvae import bundle as bundle
     from jvae import checkpoint as checkpoint
     from jvae import distributed as distributed
     from jvae import forensics as forensics
@@ -60,7 +61,7 @@ if typing.TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # Imported when they are asked for: Orbax and matplotlib take a second.
-_LATER = ("checkpoint", "distributed", "forensics", "plotting")
+_LATER = ("bundle", "checkpoint", "distributed", "forensics", "plotting")
 
 
 def __getattr__(name: str) -> typing.Any:

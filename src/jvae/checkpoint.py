@@ -31,6 +31,8 @@ from jvae.models import Params
 from jvae.training import State, StateT
 
 Checkpoints: TypeAlias = ocp.CheckpointManager
+# Of the values of each checkpoint, in a file beside them.
+CHECKSUMS = "sha256.json"
 
 # The parts that a description in a file may name.
 _PARTS: dict[str, Any] = {
@@ -47,7 +49,8 @@ _PARTS: dict[str, Any] = {
 # What errors of tensorstore say of a disk or a network, which may be well again tomorrow. What is
 # missing is damage, whatever the system's error.
 _PASSING = re.compile(
-    "os_error_code=|(UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|ABORTED)"
+    "os_error_code=|UNAVAILABLE|RESOURCE_EXHAUSTED|DEADLINE_EXCEEDED|PERMISSION_DENIED|ABORTED"
+    "|CANCELLED|INTERNAL|UNKNOWN"
 )
 _MISSING = re.compile("NOT_FOUND")
 # Several processes wait for each other to write so long; alone, one may take Orbax's 20 minutes.
@@ -134,35 +137,28 @@ def open_checkpoints(
                     checkpoints.close()
 
 
-def save_state(checkpoints: Checkpoints, state: State, *, run: str = "") -> None:
-    """Save `state` under its step, unless that step is there already.
-
-    Args:
-      checkpoints: from `open_checkpoints`.
-      state: what is saved, with its checksum.
-      run: the name of the run that it is of, by which another's is told from it.
+def save_state(checkpoints: Checkpoints, state: State) -> None:
+    """Save `state` under its step, unless that step is there already, with its checksum beside it.
 
     Raises:
       UnwritableError: this save or the one before it failed.
     """
     step = int(state.step)
     if step not in checkpoints.all_steps():
-        with _unwritable(Path(checkpoints.directory)):
-            checkpoints.save(
-                step,
-                args=ocp.args.StandardSave(state),
-                custom_metadata={"run": run, "sha256": _sha256(state)},
-            )
+        directory = Path(checkpoints.directory)
+        with _unwritable(directory):
+            # Before the checkpoint: one that is killed in between leaves a line that none needs.
+            _write_checksum(directory, step, _sha256(state), among=checkpoints.all_steps())
+            checkpoints.save(step, args=ocp.args.StandardSave(state))
 
 
-def restore(checkpoints: Checkpoints, step: int, like: StateT, *, run: str | None = None) -> StateT:
+def restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
     """The state saved under `step`.
 
     Args:
       checkpoints: from `open_checkpoints`.
       step: of the state.
       like: a state of the same model, optimizer and key; its other values do not matter.
-      run: the name of the run that it has to be of; by default any.
 
     Raises:
       LostError: it is missing, damaged or not of this run.
@@ -175,7 +171,7 @@ def restore(checkpoints: Checkpoints, step: int, like: StateT, *, run: str | Non
     if step not in checkpoints.all_steps():
         raise LostError(f"checkpoint {step} in {directory} is missing")
     try:
-        return _restore(checkpoints, step, like, run)
+        return _restore(checkpoints, step, like)
     except _UnusableError as error:
         raise LostError(f"checkpoint {step} in {directory} {error}") from error
 
@@ -184,7 +180,6 @@ def restore_latest(
     checkpoints: Checkpoints,
     like: StateT,
     *,
-    run: str | None = None,
     on_damaged: Callable[[str], object] = warnings.warn,
 ) -> StateT:
     """The state saved last, or where it is damaged or not of this run the one before it.
@@ -192,7 +187,6 @@ def restore_latest(
     Args:
       checkpoints: from `open_checkpoints`.
       like: a state of the same model, optimizer and key; its other values do not matter.
-      run: the name of the run that it has to be of; by default any.
       on_damaged: told in one line of each checkpoint that is passed over. Once an earlier one was
         read, it is renamed to `STEP.unusable`, out of the way of the run that goes on.
 
@@ -205,7 +199,7 @@ def restore_latest(
     unusable: dict[int, str] = {}
     for step in sorted(checkpoints.all_steps(), reverse=True):
         try:
-            state = _restore(checkpoints, step, like, run)
+            state = _restore(checkpoints, step, like)
         except _UnusableError as error:
             unusable[step] = str(error)
             continue
@@ -225,7 +219,7 @@ def restore_latest(
     raise CheckpointError(f"no checkpoint in {directory}")
 
 
-def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str | None) -> StateT:
+def _restore(checkpoints: Checkpoints, step: int, like: StateT) -> StateT:
     try:
         # Looked at first: a restore that fails half-way leaves Orbax's tasks behind.
         metadata = checkpoints.item_metadata(step)
@@ -241,11 +235,10 @@ def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str | None)
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         state: StateT = checkpoints.restore(step, args=ocp.args.StandardRestore(abstract))
-        of = checkpoints.metadata(step).custom_metadata or {}
-    except (TimeoutError, MemoryError, jax.errors.JaxRuntimeError, _UnusableError):
-        raise  # the first and the third are of other processes
+    except _UnusableError:
+        raise
     except Exception as error:  # for damage Orbax raises any kind of it
-        if distributed.is_lost_connection(error):
+        if _is_no_matter_of_files(error):
             raise
         reason = _reason(error)
         if not _may_pass(error):
@@ -257,21 +250,45 @@ def _restore(checkpoints: Checkpoints, step: int, like: StateT, run: str | None)
     found, expected = (jax.random.key_data(one.key).tolist() for one in (state, like))
     if found != expected:
         raise _UnusableError(f"is of another run (its key is {found}, expected {expected})")
-    if run is not None and of.get("run", run) != run:
-        raise _UnusableError(f"is of another run (named {of['run']!r}, expected {run!r})")
     sha256 = _sha256(state)
-    if of.get("sha256", sha256) != sha256:
-        raise _UnusableError("is damaged (its values are not those that were saved)")
+    if (saved_as := _read_checksums(Path(checkpoints.directory)).get(str(step), sha256)) != sha256:
+        raise _UnusableError(
+            f"is damaged or of another run (its values have the checksum {sha256[:8]}…, those "
+            f"that were saved {saved_as[:8]}…)"
+        )
     return state
 
 
 def _sha256(state: State) -> str:
     digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(distributed.to_host(state)):
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        raw = np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf)
-        digest.update(raw.view(np.uint8).data)
+    for leaf in jax.tree.leaves(state):
+        digest.update(np.ascontiguousarray(distributed.to_numpy(leaf)).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _read_checksums(directory: Path) -> dict[str, str]:
+    """Of each step; none where there is no file, as beside older checkpoints, or a damaged one."""
+    try:
+        found = json.loads((directory / CHECKSUMS).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_checksum(directory: Path, step: int, sha256: str, among: Collection[int]) -> None:
+    if jax.process_index() != 0:
+        return
+    others = {s: of for s, of in _read_checksums(directory).items() if s in set(map(str, among))}
+    draft = directory / f".{CHECKSUMS}.tmp"
+    try:
+        with draft.open("w") as file:
+            file.write(json.dumps(others | {str(step): sha256}, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(directory / CHECKSUMS)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -287,10 +304,19 @@ def _reason(error: Exception) -> str:
     return textwrap.shorten(line, 200, placeholder=" …") or type(cause).__name__
 
 
+def _is_no_matter_of_files(error: Exception) -> bool:
+    """Whether it is of memory or of another process."""
+    cause = _cause(error)
+    kinds = (TimeoutError, MemoryError, jax.errors.JaxRuntimeError)
+    return isinstance(cause, kinds) or distributed.is_lost_connection(cause)
+
+
 def _may_pass(error: Exception) -> bool:
     cause = _cause(error)
     if isinstance(cause, OSError):
         return not isinstance(cause, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+    if type(cause) is RuntimeError:  # of threads, say
+        return True
     said = str(cause)
     return not _MISSING.match(said) and _PASSING.search(said) is not None
 

@@ -198,14 +198,21 @@ def to_host(tree: Tree) -> Tree:
     """Arrays on one device of this process, from such as lie on several."""
 
     def whole(leaf: Array) -> Any:
+        array = jnp.asarray(to_numpy(leaf))
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = whole(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
-        return jnp.asarray(np.asarray(leaf))
+            return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+        return array
 
     return jax.tree.map(whole, tree)
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """The whole of an array, of keys their data, wherever it lies; every process has to ask."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+    return np.asarray(leaf)
 
 
 def is_first_process() -> bool:
@@ -220,7 +227,7 @@ def largest(number: int) -> int:
     return int(multihost_utils.process_allgather(np.asarray(number)).max())
 
 
-def is_lost_connection(error: Exception) -> bool:
+def is_lost_connection(error: BaseException) -> bool:
     """Whether it says that another process could not be reached; no type of its own does."""
     return "Gloo" in str(error)
 

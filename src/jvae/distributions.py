@@ -49,18 +49,11 @@ def _floored(exponent: Array) -> Array:
 _floored.defjvps(lambda tangent, _, exponent: tangent)
 
 
-@jax.custom_jvp
-def _capped(exponent: Array) -> Array:
-    """The exponent, short of where exp is infinite, and the derivative of the identity."""
-    return jnp.minimum(exponent, math.log(float(jnp.finfo(exponent.dtype).max)) - 1e-4)
-
-
-_capped.defjvps(lambda tangent, _, exponent: tangent)
-
-
 def _over_scale(distance: Array, log_scale: Array) -> Array:
     """The distance over σ: 0 for none, though 1 / σ itself were beyond the largest number."""
-    root = jnp.exp(_capped(_floored(-0.5 * log_scale)))
+    exponent = _floored(-0.5 * log_scale)
+    largest = math.log(float(jnp.finfo(exponent.dtype).max)) - 1e-4  # short of an infinite exp
+    root = jnp.exp(jnp.minimum(exponent, largest))
     return distance * root * root
 
 

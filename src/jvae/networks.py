@@ -109,7 +109,8 @@ class Gaussian:
         tiny = float(np.finfo(np.float32).tiny)
         if not tiny <= self.scale <= 1 / tiny:
             raise ValueError(
-                f"scale must be positive and finite as a float32, or None, got {self.scale!r}"
+                "scale and its inverse must be positive and finite as float32, or scale None, "
+                f"got {self.scale!r}"
             )
 
     @property

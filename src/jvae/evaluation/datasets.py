@@ -1,5 +1,6 @@
 """Bounds over whole datasets, a batch at a time."""
 
+import contextlib
 import functools
 from typing import Any
 
@@ -32,8 +33,7 @@ def bound_by_example(
       params: from `jvae.init`.
       x: float [num, *data_shape].
       key: a typed PRNG key.
-      bound: a function `(params, x, key) -> nats`, hashable; of a `functools.partial`, its
-        function and arguments are.
+      bound: a function `(params, x, key) -> nats`, hashable.
       batch_size: examples at once, at most.
 
     Returns:
@@ -51,15 +51,14 @@ def bound_by_example(
 def _same(bound: Bound) -> Bound:
     """For partials of equal arguments, which differ for `jit`, one that was compiled before."""
     if isinstance(bound, functools.partial):
-        return _partial(bound.func, bound.args, tuple(sorted(bound.keywords.items())))
+        with contextlib.suppress(TypeError):  # of arguments that have no hash, such as arrays
+            return _partial(bound.func, *bound.args, **bound.keywords)
     return bound
 
 
-@functools.cache
-def _partial(
-    function: Bound, args: tuple[Any, ...], keywords: tuple[tuple[str, Any], ...]
-) -> Bound:
-    return functools.partial(function, *args, **dict(keywords))
+@functools.lru_cache(typed=True)
+def _partial(function: Bound, /, *args: Any, **keywords: Any) -> Bound:
+    return functools.partial(function, *args, **keywords)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4, 5))

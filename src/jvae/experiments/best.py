@@ -69,11 +69,11 @@ def choose(job: Job, state: TrainState) -> list[TrainState]:
     for elbos, of_seed in zip(results.elbos(job, chosen, "validation"), candidates, strict=True):
         of_seed[last] = float(elbos.mean())
     best = [_best(of_seed) for of_seed in candidates]
-    like, run = job.on_devices(state), run_folder.name(job.folder)
+    like = job.on_devices(state)
     with checkpoint.open_checkpoints(_folder(job)) as checkpoints:
         for step in sorted(set(best) - {last}):
             # Of an ensemble, the members of this step.
-            restored = members(distributed.to_host(_restore(checkpoints, step, like, run)))
+            restored = members(distributed.to_host(_restore(checkpoints, step, like)))
             chosen = [
                 one if of_seed == step else kept
                 for one, kept, of_seed in zip(restored, chosen, best, strict=True)
@@ -81,9 +81,9 @@ def choose(job: Job, state: TrainState) -> list[TrainState]:
     return chosen
 
 
-def _restore(checkpoints: Checkpoints, step: int, like: TrainState, run: str) -> TrainState:
+def _restore(checkpoints: Checkpoints, step: int, like: TrainState) -> TrainState:
     try:
-        return checkpoint.restore(checkpoints, step, like, run=run)
+        return checkpoint.restore(checkpoints, step, like)
     except checkpoint.LostError as error:
         raise checkpoint.LostError(
             f"{error}, and its validation ELBO is the best: put a copy in its place, or run anew"

@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import functools
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -109,15 +108,17 @@ def run(
                 error.signum,
             ) from None
         except (OSError, checkpoint.UnwritableError, checkpoint.LostError) as error:
-            # Of a write that fails, Python does not say where.
-            told: Exception = error
-            if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
-                told = checkpoint.UnwritableError(f"cannot write {job.folder}: {error.strerror}")
-            told.add_note(
+            note = (
                 "To go on once that is mended: the same command with --resume --out "
                 f"{shlex.quote(str(job.folder))}"
             )
-            raise told from error.__cause__
+            # Of a write that fails, Python does not say where.
+            if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+                told = checkpoint.UnwritableError(f"cannot write {job.folder}: {error.strerror}")
+                told.add_note(note)
+                raise told from error
+            error.add_note(note)
+            raise
     results.report(console, job, result)
     return result
 
@@ -153,7 +154,7 @@ def _open(job: Job, stack: contextlib.ExitStack) -> list[Logger]:
     if job.config.resume:
         run_folder.read_settings(job.folder)  # which says so when there is none
     else:
-        run_folder.create(job.folder, job.settings() | {"run": secrets.token_hex(8)})
+        run_folder.create(job.folder, job.settings())
     stack.enter_context(run_folder.lock(job.folder))
     if job.config.resume:
         _check_same_run(job)
@@ -257,7 +258,6 @@ def _train(
         if not job.streamed:
             examples = distributed.replicate(examples, mesh)
     records: list[dict[str, Any]] = []
-    save = functools.partial(checkpoint.save_state, run=run_folder.name(job.folder))
     with (
         best.open_checkpoints(job, records) as checkpoints,
         progress_bars.of_epochs(console) as progress,
@@ -268,9 +268,7 @@ def _train(
                 say = functools.partial(
                     console.print, soft_wrap=True, markup=False, highlight=False
                 )
-                state = checkpoint.restore_latest(
-                    checkpoints, state, run=run_folder.name(job.folder), on_damaged=say
-                )
+                state = checkpoint.restore_latest(checkpoints, state, on_damaged=say)
             resumed_at = int(state.step)
 
             def rewind() -> None:
@@ -328,7 +326,7 @@ def _train(
                 distributed.on_first_process(
                     lambda: run_folder.write_unfinished(job.folder, int(state.step), bounds)
                 )
-                save(checkpoints, state)
+                checkpoint.save_state(checkpoints, state)
                 return True
             speed = round(info.bound.size * config.batch_size / seconds)
             record = results.record(job, state, bounds, images_per_second=speed)
@@ -345,7 +343,7 @@ def _train(
             distributed.on_first_process(write)
             ending = ending or stop()  # a signal may have come in the meantime
             if saving or ending:
-                save(checkpoints, state)
+                checkpoint.save_state(checkpoints, state)
             status = (
                 f"test ELBO {record['test_elbo']:.2f}  {record['images_per_second']:,} images/s"
             )
@@ -367,7 +365,7 @@ def _train(
                 )
             return state if mesh is None else distributed.to_host(state)
         except FloatingPointError as error:  # of a step, or of an ELBO after the epoch
-            save(checkpoints, good)
+            checkpoint.save_state(checkpoints, good)
             distributed.on_first_process(functools.partial(_write_failure, job, error, good))
             raise
 

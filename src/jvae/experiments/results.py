@@ -272,7 +272,6 @@ def evaluate(
             # E[-log p(x)] + D log 256 bounds -log P(image); Theis et al. (2016), Section 3.1.
             bits_of_x = nll / math.prod(job.model.data_shape) / math.log(2)
             result["test_bits_per_dimension_at_most"] = bits_of_x + 8
-    records = run_folder.read_metrics(job.folder)
     return result | {
         "stderr_over": _stderr_over(job),
         **_weights(job, chosen),
@@ -281,12 +280,17 @@ def evaluate(
         **_skipped(state),
         "seed": job.config.seed,
         "num_seeds": job.config.seeds,
-        # Of two epochs the second: a process compiles in its first.
-        "images_per_second": statistics.median_high(r["images_per_second"] for r in records),
+        **_speed(job),
         "protocol": job.protocol,
         **job.remarks,
         **run_folder.provenance(),
     }
+
+
+def _speed(job: Job) -> dict[str, int]:
+    """Of two epochs the second's, since a process compiles in its first."""
+    speeds = [record["images_per_second"] for record in run_folder.read_metrics(job.folder)]
+    return {"images_per_second": statistics.median_high(speeds)} if speeds else {}
 
 
 def _stderr_over(job: Job) -> str:

@@ -99,15 +99,6 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return _read_json(folder, "config.json", f"{folder} holds no run: it has no config.json")
 
 
-def name(folder: Path) -> str:
-    """What the checkpoints of the run know it by; empty where it was made without.
-
-    Raises:
-      RunFolderError: as `read_settings`.
-    """
-    return str(read_settings(folder).get("run", ""))
-
-
 def read_result(folder: Path) -> dict[str, Any]:
     """The `result.json` of a finished run.
 
