@@ -272,7 +272,7 @@ def _read_checksums(directory: Path) -> dict[str, str]:
         found = json.loads((directory / CHECKSUMS).read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return {step: str(of) for step, of in found.items()} if isinstance(found, dict) else {}
 
 
 def _write_checksum(directory: Path, step: int, sha256: str, among: Collection[int]) -> None:
