@@ -279,13 +279,15 @@ def _write_checksum(directory: Path, step: int, sha256: str, among: Collection[i
     if jax.process_index() != 0:
         return
     others = {s: of for s, of in _read_checksums(directory).items() if s in set(map(str, among))}
-    draft = directory / f".{CHECKSUMS}.tmp"
+    content = json.dumps(others | {str(step): sha256}, indent=2) + "\n"
+    _write_whole(directory / CHECKSUMS, content.encode())
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    draft = path.with_name(f".{path.name}.tmp")
     try:
-        with draft.open("w") as file:
-            file.write(json.dumps(others | {str(step): sha256}, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(directory / CHECKSUMS)
+        draft.write_bytes(content)
+        draft.replace(path)
     except OSError:
         draft.unlink(missing_ok=True)
         raise
@@ -426,12 +428,9 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         {name: np.asarray(leaf) for name, leaf in named(params.weights).items()},
         metadata={"model": description},  # of several, safetensors writes the order at random
     )
-    draft = path.with_name(f".{path.name}.tmp")
     try:
-        draft.write_bytes(content)
-        draft.replace(path)
+        _write_whole(path, content)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise UnwritableError(f"cannot write {path}: {error.strerror}") from error
 
 
