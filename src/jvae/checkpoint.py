@@ -26,6 +26,7 @@ import safetensors.numpy
 from orbax.checkpoint import checkpoint_managers, multihost
 
 from jvae import distributed, models, networks, priors
+from jvae.drafts import written_whole
 from jvae.leaves import named
 from jvae.models import Params
 from jvae.training import State, StateT
@@ -279,18 +280,8 @@ def _write_checksum(directory: Path, step: int, sha256: str, among: Collection[i
     if jax.process_index() != 0:
         return
     others = {s: of for s, of in _read_checksums(directory).items() if s in set(map(str, among))}
-    content = json.dumps(others | {str(step): sha256}, indent=2) + "\n"
-    _write_whole(directory / CHECKSUMS, content.encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    draft = path.with_name(f".{path.name}.tmp")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
+    with written_whole(directory / CHECKSUMS) as draft:
+        draft.write_text(json.dumps(others | {str(step): sha256}, indent=2) + "\n")
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -429,7 +420,8 @@ def save(path: str | os.PathLike[str], params: Params) -> None:
         metadata={"model": description},  # of several, safetensors writes the order at random
     )
     try:
-        _write_whole(path, content)
+        with written_whole(path) as draft:
+            draft.write_bytes(content)
     except OSError as error:
         raise UnwritableError(f"cannot write {path}: {error.strerror}") from error
 

@@ -26,8 +26,6 @@ Result = TypeVar("Result")
 HEARTBEAT_SECONDS = 30
 # At its end, a process waits for the others so long.
 SHUTDOWN_SECONDS = 60
-
-
 # As long as JAX waits, which then ends the process with a dump of its stack.
 JOIN_SECONDS = 300
 
@@ -54,9 +52,9 @@ def initialize(
       ValueError: `coordinator` is no address, no cluster was found, or it does not say all three.
     """
     if coordinator is not None:
-        _check_address(coordinator)
+        address = _address(coordinator)
         if process_id:
-            _wait_for(coordinator)
+            _wait_for(coordinator, address)
     jax.distributed.initialize(
         coordinator,
         num_processes,
@@ -66,19 +64,19 @@ def initialize(
     )
 
 
-def _check_address(coordinator: str) -> None:
+def _address(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
     if not (host and port.isdecimal()):
         raise ValueError(f"coordinator must be host:port, got {coordinator!r}")
+    return host.strip("[]"), int(port)  # of IPv6 in brackets
 
 
-def _wait_for(coordinator: str) -> None:
+def _wait_for(coordinator: str, address: tuple[str, int]) -> None:
     """Wait until process 0 listens."""
-    host, _, port = coordinator.rpartition(":")
     deadline = time.monotonic() + JOIN_SECONDS
     while True:
         try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            with socket.create_connection(address, timeout=5):
                 return
         except OSError as error:
             if time.monotonic() > deadline:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jvae.drafts import written_whole
 from jvae.experiments import finished, run_folder
 from jvae.experiments.finished import FinishedRun
 from jvae.experiments.parts import LABELS, Arrays, Part
@@ -94,10 +95,9 @@ def write(
     }
     path = _file(run, found)
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_name(f".{part.name}.tmp.npz")
     numbers: dict[str, Any] = dict(arrays)
-    np.savez(draft, **numbers)
-    draft.replace(path)
+    with written_whole(path) as draft, draft.open("wb") as file:
+        np.savez(file, **numbers)
     content["parts"][part.name] = found
     run_folder.write_json(run.folder / run_folder.EVALUATION, content)
     for old in path.parent.glob(f"{part.name}-*.npz"):

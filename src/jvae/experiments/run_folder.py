@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jvae import cores
+from jvae.drafts import draft_of, written_whole
 
 UNFINISHED = "unfinished_epochs.json"
 # One more than there are checkpoints to go on from.
@@ -40,7 +41,7 @@ def refuse_taken(folder: Path) -> None:
     Raises:
       RunFolderError: `folder` exists and is no empty folder.
     """
-    draft = _draft(folder / "config.json")
+    draft = draft_of(folder / "config.json")
     if folder.exists() and (not folder.is_dir() or set(folder.iterdir()) - {draft}):
         raise RunFolderError(
             f"{folder} exists: add --resume to go on with it, or choose another --out"
@@ -148,21 +149,9 @@ def _read_json(folder: Path, name: str, missing: str) -> dict[str, Any]:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write `value` so that a reader finds the old file or the new one, never a part."""
-    _replace(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    draft = _draft(path)
-    try:
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    with written_whole(path) as draft:
         draft.write_text(text)
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")
 
 
 def append_metrics(folder: Path, record: Mapping[str, Any]) -> None:
@@ -198,7 +187,8 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def rewind_metrics(folder: Path, step: int) -> list[dict[str, Any]]:
     """Drop the lines after `step`, which a resumed run will write again; return the rest."""
     kept = [record for record in read_metrics(folder) if record["step"] <= step]
-    _replace(folder / "metrics.jsonl", "".join(json.dumps(record) + "\n" for record in kept))
+    with written_whole(folder / "metrics.jsonl") as draft:
+        draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
     return kept
 
 
